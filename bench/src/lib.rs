@@ -1,0 +1,1 @@
+//! Numbers against rivals: the benchmark of the gateway.

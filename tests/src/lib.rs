@@ -1,0 +1,1 @@
+//! Behaviour: the harness shared by the end-to-end tests.
