@@ -1,6 +1,30 @@
-//! A byte's path: `accept` -> `handshake` -> `ktls` -> `message` -> `pool` -> `relay` -> `telemetry`.
+//! A byte's path: `accept` -> [`handshake`] -> [`ktls`] -> [`message`] -> `pool` -> `relay` -> `telemetry`.
 //! Each stage consumes the output of the one before; `connection` is the only place they meet.
 #![deny(unsafe_code)] // lifted, with a reason, in `sys` and `uring` only
 
+/// TLS in user space until the secrets are known (rustls). No I/O here.
+pub mod handshake;
+
+/// The record layer from the end of the handshake on.
+pub mod ktls;
+
+/// HTTP/1.1 heads, framing, rewriting, replies. Pure: no I/O, no clock.
+pub mod message;
+
+/// The floor: the only module that knows tokio-uring.
+pub mod uring;
+
+/// Addresses and the questions asked of them.
+pub mod addr;
+
+/// A file becomes values that cannot be wrong.
+pub mod config;
+
 /// Every bound the gateway enforces, with the relations between them checked at compile time.
 pub mod limits;
+
+/// System calls that are not operations on a ring.
+pub mod sys;
+
+/// The seam between what a connection decides and what the kernel does.
+pub mod transport;

@@ -1,0 +1,1 @@
+//! TLS in user space until the secrets are known: bytes in, bytes out, no I/O.

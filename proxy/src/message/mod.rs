@@ -1,0 +1,1 @@
+//! HTTP/1.1 syntax. Pure: no I/O, no clock.

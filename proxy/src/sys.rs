@@ -1,0 +1,1 @@
+//! System calls that are not operations on a ring.

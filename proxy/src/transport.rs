@@ -1,0 +1,160 @@
+//! The seam between what a connection decides and what the kernel does.
+//!
+//! A stage talks to a socket through [`Transport`] only. The gateway gives it a socket on a ring
+//! (`uring::Socket`); a test gives it a double that returns short counts, `EAGAIN`, `EINTR` and errors at
+//! every call.
+//!
+//! Receiving is an operation that owns its buffer until the kernel is done with it, and whose future may be kept
+//! across turns of a caller: dropping it while in flight loses the bytes it may already have taken. A caller
+//! therefore stores it, and ends it by [`Transport::shutdown`].
+
+use std::future::Future;
+use std::io;
+
+/// A heap buffer with one filled region; what operations own while they are in flight.
+///
+/// Invariant: `start <= end <= capacity`. Bytes in `start..end` are filled, `end..capacity` is free for a receive.
+#[derive(Debug, Default)]
+pub struct Buffer {
+    storage: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl Buffer {
+    /// A buffer of `capacity` bytes, zeroed once.
+    #[must_use]
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self { storage: vec![0; capacity].into_boxed_slice(), start: 0, end: 0 }
+    }
+
+    /// Bytes filled and not yet consumed.
+    #[must_use]
+    pub fn filled(&self) -> &[u8] {
+        &self.storage[self.start..self.end]
+    }
+
+    /// The filled bytes, to be changed in place (decryption, dechunking).
+    #[must_use]
+    pub fn filled_mut(&mut self) -> &mut [u8] {
+        &mut self.storage[self.start..self.end]
+    }
+
+    /// Room behind the filled bytes.
+    #[must_use]
+    pub fn spare_mut(&mut self) -> &mut [u8] {
+        &mut self.storage[self.end..]
+    }
+
+    /// Count of filled bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Whether nothing is filled.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Count of bytes behind the filled region.
+    #[must_use]
+    pub fn spare(&self) -> usize {
+        self.storage.len() - self.end
+    }
+
+    /// Size of the whole storage in bytes.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.storage.len()
+    }
+
+    /// Marks `count` bytes of the spare room as filled.
+    ///
+    /// # Panics
+    /// When `count` is more than [`Buffer::spare`]: a defect of the caller, never caused by a peer.
+    pub fn advance(&mut self, count: usize) {
+        assert!(count <= self.spare(), "filled beyond the buffer");
+        self.end += count;
+    }
+
+    /// Drops `count` bytes from the front; an emptied buffer starts over at zero.
+    ///
+    /// # Panics
+    /// When `count` is more than [`Buffer::len`]: a defect of the caller, never caused by a peer.
+    pub fn consume(&mut self, count: usize) {
+        assert!(count <= self.len(), "consumed more than was filled");
+        self.start += count;
+        if self.start == self.end {
+            self.clear();
+        }
+    }
+
+    /// Drops all bytes.
+    pub fn clear(&mut self) {
+        self.start = 0;
+        self.end = 0;
+    }
+
+    /// Keeps the first `count` filled bytes.
+    pub fn truncate(&mut self, count: usize) {
+        self.end = self.end.min(self.start + count);
+    }
+
+    /// Moves the filled bytes to the front, so that all room is behind them.
+    pub fn compact(&mut self) {
+        self.storage.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+    }
+
+    /// Appends as much of `bytes` as fits and returns the count taken.
+    pub fn append(&mut self, bytes: &[u8]) -> usize {
+        let count = bytes.len().min(self.spare());
+        self.storage[self.end..self.end + count].copy_from_slice(&bytes[..count]);
+        self.end += count;
+        count
+    }
+}
+
+/// Result of an operation together with the buffer it owned.
+pub type Owned = (io::Result<usize>, Buffer);
+
+/// One connected stream socket.
+///
+/// Both halves may be used at once; at most one receive and one send are in flight.
+pub trait Transport: Clone + 'static {
+    /// A receive in flight. `Unpin`, so that it can be stored in a state and polled from there.
+    type Recv: Future<Output = Owned> + Unpin;
+    /// A send in flight.
+    type Send: Future<Output = Owned> + Unpin;
+
+    /// Receives into the spare room of `buffer`, which the operation advances by the count it returns. Completes with 0
+    /// at the end of the stream. The buffer must have spare room.
+    fn recv(&self, buffer: Buffer) -> Self::Recv;
+
+    /// Sends the filled bytes of `buffer`, perhaps not all of them; the operation consumes what it sent.
+    fn send(&self, buffer: Buffer) -> Self::Send;
+
+    /// Receives without waiting; `WouldBlock` when there is nothing. Advances the buffer.
+    ///
+    /// # Errors
+    /// The error of `recv(2)`; `EINTR` has been retried.
+    fn try_recv(&self, buffer: &mut Buffer) -> io::Result<usize>;
+
+    /// Sends without waiting; `WouldBlock` when the socket is full.
+    ///
+    /// # Errors
+    /// The error of `send(2)`; `EINTR` has been retried.
+    fn try_send(&self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Waits until a receive would not block (or the stream ended or failed).
+    fn readable(&self) -> impl Future<Output = io::Result<()>>;
+
+    /// Waits until a send would not block (or the stream failed).
+    fn writable(&self) -> impl Future<Output = io::Result<()>>;
+
+    /// Shuts one or both directions; operations in flight on them then complete. Never waits.
+    fn shutdown(&self, how: std::net::Shutdown);
+}

@@ -1,0 +1,1 @@
+//! Typed asynchronous operations on a ring; the only module that knows tokio-uring.
