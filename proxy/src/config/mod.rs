@@ -1,210 +1,144 @@
 //! A file becomes values that cannot be wrong.
 //!
-//! Everything a worker reads at run time is decided here once: routes are sorted, names are lower-cased, patterns are
-//! parsed, certificates are loaded and matched with their keys.
+//! What enters is one TOML file and the certificates it names; what leaves is a [`Loaded`] configuration, or
+//! a [`Report`] with everything that is wrong in it. Everything a worker reads at run time is decided here
+//! once: routes are sorted, names are lower-cased, certificates are matched with their keys. Nothing is
+//! bound, resolved or connected here, and no clock is read below [`Config::load`].
+//!
+//! Unknown keys are refused, values have bounds, and the order of tables never matters. The keys are
+//! described one by one in the README, under "Configuration".
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+mod certificate;
+mod model;
+mod report;
+mod routing;
+mod scalar;
+mod sections;
+mod server;
+mod source;
+mod table;
 
-use crate::addr::CidrSet;
+use std::io;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The whole configuration. Immutable; a reload builds another one.
+use toml::de::DeTable;
+
+pub use model::{
+    AccessLog, App, CertificateSummary, Config, EndpointAddr, HeaderEdits, Host, Limits, Listener,
+    LogFormat, LogTarget, Route, Service, Upstream,
+};
+pub use report::{Problem, Report, Severity};
+pub use source::{Disk, FILE_BYTES_MAX, FileContents, FileSource};
+
+use report::Fault;
+use table::Table;
+
+/// Most worker threads.
+pub const WORKERS_MAX: usize = 1024;
+
+/// A configuration that is good, and what should be looked at nevertheless.
 #[derive(Debug)]
-pub struct Config {
-    /// At least one; addresses are distinct.
-    pub listeners: Vec<Listener>,
-    /// Present when any listener speaks TLS.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
-    /// Routes, most specific first: a scan in this order finds the longest match.
-    pub routes: Vec<Route>,
-    /// Referenced by index from [`Route::upstream`].
-    pub upstreams: Vec<Upstream>,
-    /// Peers whose X-Forwarded-For is kept and appended to.
-    pub trusted_proxies: CidrSet,
-    /// Bounds that an administrator may move.
-    pub limits: Limits,
-    /// None: no access log is written.
-    pub access_log: Option<AccessLog>,
-    /// Number of worker threads, 1..=1024.
-    pub workers: usize,
-    /// How long tunnels and requests may go on after SIGTERM.
-    pub drain_timeout: Duration,
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Warnings only; often empty.
+    pub warnings: Report,
 }
 
-/// One bound address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listener {
-    /// Where to bind.
-    pub address: SocketAddr,
-    /// What is spoken there.
-    pub service: Service,
+/// What a file means depends on these and on nothing else.
+pub struct Surroundings<'a> {
+    /// Where certificates and keys are read from.
+    pub files: &'a mut dyn FileSource,
+    /// Directory that relative paths in the file start from.
+    pub directory: &'a Path,
+    /// Now, in seconds since 1970-01-01 UTC.
+    pub now: i64,
+    /// Cores of this machine: the number of workers when the file gives none.
+    pub cores: usize,
 }
 
-/// What a listener does with a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Service {
-    /// TLS, then routes.
-    Https,
-    /// Plain HTTP, then routes.
-    Http,
-    /// Plain HTTP; every request is answered by a redirect to https on `port`.
-    RedirectToHttps {
-        /// Port in the Location; 443 is left out there.
-        port: u16,
-    },
+impl Config {
+    /// Reads the file at `path` and all it names.
+    ///
+    /// # Errors
+    /// The report of everything wrong, when anything is.
+    pub fn load(path: &Path) -> Result<Loaded, Report> {
+        let mut files = Disk::new();
+        let contents = files.read(path).map_err(|error| {
+            let message = format!("cannot read {}: {}", path.display(), source::explain(&error));
+            Report::of_file(path, message, unreadable_hint(&error))
+        })?;
+        let text = std::str::from_utf8(&contents.bytes).map_err(|error| {
+            let at = error.valid_up_to();
+            let message = format!("{} is not UTF-8 text (at byte {at})", path.display());
+            Report::of_file(path, message, None)
+        })?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut surroundings = Surroundings {
+            files: &mut files,
+            directory: path.parent().unwrap_or(Path::new("")),
+            now: i64::try_from(now).unwrap_or(i64::MAX),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        parse(text, path, &mut surroundings)
+    }
 }
 
-/// Host and path prefix to an upstream.
-#[derive(Debug)]
-pub struct Route {
-    /// Lower-case host without port; None matches any host.
-    pub host: Option<Host>,
-    /// Public prefix: begins with `/`; matches whole segments (`/guacamole/` also matches `/guacamole`).
-    pub path: String,
-    /// Prefix at the upstream that replaces `path`; equal to `path` when there is no mapping.
-    pub upstream_path: String,
-    /// Index into [`Config::upstreams`].
-    pub upstream: usize,
-    /// When not empty, only these addresses are served; others get 403.
-    pub allow: CidrSet,
-    /// These addresses get 403, whatever `allow` says.
-    pub deny: CidrSet,
-    /// Edits of the request head, applied after our own identity fields are known and unable to touch them.
-    pub request_headers: HeaderEdits,
-    /// Edits of the response head.
-    pub response_headers: HeaderEdits,
-    /// Value of Strict-Transport-Security on TLS listeners.
-    pub hsts: Option<String>,
-    /// Largest request body in bytes; None is no bound.
-    pub body_bytes_max: Option<u64>,
-    /// Deadline for the answer to an upgrade; shorter than `upstream.response_timeout` for Guacamole.
-    pub upgrade_timeout: Duration,
-    /// A tunnel without a byte in either direction for this long is closed.
-    pub tunnel_idle_timeout: Duration,
-    /// Origins that may open a WebSocket; empty: any.
-    pub allowed_origins: Vec<String>,
-    /// What the application behind it needs.
-    pub app: App,
-    /// `host/path` as written, for logs.
-    pub name: String,
+/// Turns the text of a file into a configuration; `file` is its name in reports.
+///
+/// # Errors
+/// The report of everything wrong, when anything is. A file that is no TOML is only judged as such.
+pub fn parse(
+    text: &str,
+    file: &Path,
+    surroundings: &mut Surroundings<'_>,
+) -> Result<Loaded, Report> {
+    let mut report = Report::new(file, text);
+    let (document, errors) = DeTable::parse_recoverable(text);
+    for error in errors {
+        let fault = Fault::new(report::mask_pem(error.message()), "");
+        report.push(Severity::Error, "", error.span().unwrap_or(0..0), fault);
+    }
+    if report.has_errors() {
+        return Err(report);
+    }
+
+    let mut root = Table::root(&document);
+    let workers = sections::workers(&mut root, &mut report, surroundings);
+    let drain_timeout = sections::drain_timeout(&mut root, &mut report);
+    let trusted_proxies = sections::trusted_proxies(&mut root, &mut report);
+    let listeners = sections::listeners(&mut root, &mut report);
+    let tls = sections::tls(&mut root, &mut report, surroundings, &listeners);
+    let mut upstreams = sections::upstreams(&mut root, &mut report);
+    let routes = sections::routes(&mut root, &mut report, &mut upstreams);
+    let upstreams = upstreams.finish(&mut report);
+    let limits = sections::limits(&mut root, &mut report);
+    let access_log = sections::access_log(&mut root, &mut report, surroundings);
+    root.finish(&mut report, &[]);
+
+    report.sort();
+    if report.has_errors() {
+        return Err(report);
+    }
+    let config = Config {
+        listeners,
+        tls: tls.server,
+        certificates: tls.certificates,
+        routes,
+        upstreams,
+        trusted_proxies,
+        limits,
+        access_log,
+        workers,
+        drain_timeout,
+    };
+    Ok(Loaded { config, warnings: report })
 }
 
-/// How a route names hosts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Host {
-    /// This host.
-    Exact(String),
-    /// `*.example.org`: any one label before `.example.org` (stored with its leading dot).
-    Wildcard(String),
-}
-
-/// Application behind a route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum App {
-    /// Nothing special.
-    Generic,
-    /// Apache Guacamole: tokens are redacted in logs, tunnel requests are folded there.
-    Guacamole,
-}
-
-/// Ordered edits of a head.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct HeaderEdits {
-    /// Lower-case names to remove.
-    pub remove: Vec<String>,
-    /// Name and value to set: all present fields of that name are removed first.
-    pub set: Vec<(String, String)>,
-}
-
-/// A group of equivalent endpoints.
-#[derive(Debug)]
-pub struct Upstream {
-    /// Name for logs and metrics.
-    pub name: String,
-    /// At least one.
-    pub endpoints: Vec<EndpointAddr>,
-    /// For TCP and TLS-less connect.
-    pub connect_timeout: Duration,
-    /// From the last byte of the request to the first byte of the response.
-    pub response_timeout: Duration,
-    /// Between two reads of a response body.
-    pub idle_timeout: Duration,
-    /// How long an idle connection is kept. Below Tomcat's 20 s.
-    pub keep_alive_timeout: Duration,
-    /// Idle connections kept per worker and endpoint.
-    pub keep_alive_max: usize,
-    /// Failures in a row that eject an endpoint (when there is more than one).
-    pub eject_after: u32,
-    /// How long it stays ejected before one request probes it.
-    pub eject_time: Duration,
-    /// How often names are resolved again.
-    pub resolve_interval: Duration,
-}
-
-/// Where an endpoint is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EndpointAddr {
-    /// `http://192.0.2.1:8080`.
-    Socket(SocketAddr),
-    /// `http://tomcat.internal:8080`, resolved at start and again at intervals.
-    Name {
-        /// Host name.
-        host: String,
-        /// TCP port.
-        port: u16,
-    },
-    /// `unix:/run/tomcat.sock`.
-    Unix(PathBuf),
-}
-
-/// Bounds that an administrator may move.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes of a request or response head, 1 KiB..=64 KiB.
-    pub head_bytes: usize,
-    /// Fields of a head, 1..=256.
-    pub head_fields: usize,
-    /// Connections in all.
-    pub connections: usize,
-    /// Connections per client address (IPv6: per /64).
-    pub connections_per_address: usize,
-    /// From accept to the end of the TLS handshake.
-    pub handshake_timeout: Duration,
-    /// From the first byte of a request head to its end.
-    pub head_timeout: Duration,
-    /// Between two requests.
-    pub keep_alive_timeout: Duration,
-    /// A request body below this many bytes per second (after a grace of 10 s) is ended with 408.
-    pub body_rate_min: u64,
-    /// A client that takes no byte of a response for this long is closed.
-    pub write_timeout: Duration,
-}
-
-/// Where and how requests are logged.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AccessLog {
-    /// File or standard output.
-    pub target: LogTarget,
-    /// Line format.
-    pub format: LogFormat,
-}
-
-/// Where log lines go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LogTarget {
-    /// Standard output.
-    Stdout,
-    /// A file, appended to and opened again on SIGHUP.
-    File(PathBuf),
-}
-
-/// How a log line looks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// One JSON object per line.
-    Json,
-    /// Combined log format with our figures behind it.
-    Combined,
+fn unreadable_hint(error: &io::Error) -> Option<String> {
+    match error.kind() {
+        io::ErrorKind::NotFound => Some("name the file with --config FILE".to_owned()),
+        _ => None,
+    }
 }

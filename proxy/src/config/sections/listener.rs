@@ -1,0 +1,76 @@
+//! `[[listener]]`: where to bind and what is spoken there.
+
+use crate::config::model::{Listener, Service};
+use crate::config::report::{Fault, Report};
+use crate::config::scalar;
+use crate::config::sections::TOP;
+use crate::config::table::Table;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Https,
+    Http,
+    Redirect,
+}
+
+const KINDS: &[(&str, Kind)] =
+    &[("https", Kind::Https), ("http", Kind::Http), ("redirect", Kind::Redirect)];
+
+/// Reads all listeners; addresses are distinct.
+pub(in crate::config) fn listeners(root: &mut Table<'_>, report: &mut Report) -> Vec<Listener> {
+    let tables = root.tables(report, "listener");
+    if tables.is_empty() {
+        root.missing(report, "listener", "begin with [[listener]] and address = \"0.0.0.0:443\"");
+    }
+    let mut listeners: Vec<(Listener, usize)> = Vec::new();
+    for mut table in tables {
+        let service = service(&mut table, report);
+        let addresses = table.need(report, "address", "such as address = \"0.0.0.0:443\"");
+        let addresses = addresses.map(|item| (item.list(), item));
+        if let Some((list, item)) = addresses {
+            if list.is_empty() {
+                item.error(report, Fault::new("is an empty list", "at least one address"));
+            }
+            for element in list {
+                let read = element.str().and_then(scalar::socket_address).and_then(|address| {
+                    // Port 0 lets the kernel choose, each time another one.
+                    match listeners
+                        .iter()
+                        .find(|(known, _)| known.address == address && address.port() != 0)
+                    {
+                        Some((_, line)) => Err(Fault::new(
+                            format!("{address} is listed twice"),
+                            format!("first on line {line}"),
+                        )),
+                        None => Ok(address),
+                    }
+                });
+                if let Some(address) = element.note(report, read) {
+                    let line = report.line_of(element.span.start);
+                    listeners.push((Listener { address, service }, line));
+                }
+            }
+        }
+        table.finish(report, TOP);
+    }
+    listeners.into_iter().map(|(listener, _)| listener).collect()
+}
+
+fn service(table: &mut Table<'_>, report: &mut Report) -> Service {
+    let kind = table.read(report, "service", |item| item.choice(KINDS)).unwrap_or(Kind::Https);
+    let port_item = table.get("redirect_port");
+    let port = port_item.as_ref().and_then(|item| {
+        if kind != Kind::Redirect {
+            let fault = Fault::new("has no meaning for this service", "");
+            item.error(report, fault.hint("it belongs to service = \"redirect\""));
+        }
+        item.note(report, item.number(&(1..=u64::from(u16::MAX))))
+    });
+    match kind {
+        Kind::Https => Service::Https,
+        Kind::Http => Service::Http,
+        Kind::Redirect => Service::RedirectToHttps {
+            port: port.and_then(|port| u16::try_from(port).ok()).unwrap_or(443),
+        },
+    }
+}
