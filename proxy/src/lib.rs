@@ -31,3 +31,36 @@ pub mod sys;
 
 /// The seam between what a connection decides and what the kernel does.
 pub mod transport;
+
+/// Buffers of one worker.
+pub mod buffers;
+
+/// One connection from accept to its end; the only place that knows the order of the stages.
+pub mod connection;
+
+/// One configuration in use.
+pub mod generation;
+
+/// Connections to upstreams.
+pub mod pool;
+
+/// Bytes move.
+pub mod relay;
+
+/// One socket as two halves of plaintext.
+pub mod stream;
+
+/// What happened, told to people.
+pub mod telemetry;
+
+/// Deadlines of one worker.
+pub mod timers;
+
+/// A socket arrives, and is admitted or shed.
+pub mod accept;
+
+/// The control thread.
+pub mod gateway;
+
+/// One core.
+pub mod worker;

@@ -1,5 +1,7 @@
 //! Every bound in one place. Memory per connection is the sum of these, so each has a reason.
 
+use std::time::Duration;
+
 /// Largest plaintext of one TLS record, in bytes (RFC 8446 §5.1).
 pub const RECORD_PLAINTEXT_MAX: usize = 1 << 14;
 
@@ -9,6 +11,58 @@ pub const RECORD_HEADER_BYTES: usize = 5;
 /// Largest record on the wire, in bytes: the TLS 1.2 bound, which covers TLS 1.3 (RFC 5246 §6.2.3).
 pub const RECORD_WIRE_MAX: usize = RECORD_HEADER_BYTES + RECORD_PLAINTEXT_MAX + 2048;
 
+/// Bytes that a client may send before its handshake is complete.
+pub const HANDSHAKE_BYTES_MAX: usize = 64 * 1024;
+
+/// Buffer of a socket that waits, in bytes: holds the usual request head or Guacamole message, and is all that an idle
+/// direction pins.
+pub const BUFFER_SMALL_BYTES: usize = 1536;
+
+/// Buffer of an active socket, in bytes: one record of any size.
+pub const BUFFER_RECORD_BYTES: usize = 20 * 1024;
+
+/// Buffer of a bulk transfer, in bytes. Between 16 KiB and this the CPU cost per byte falls by 40 %; beyond, nothing
+/// is gained.
+pub const BUFFER_BULK_BYTES: usize = 256 * 1024;
+
+/// Free buffers that a worker keeps: 1.5 MiB of small ones, ...
+pub const BUFFERS_SMALL_KEPT_MAX: usize = 1024;
+
+/// ... 5 MiB for records ...
+pub const BUFFERS_RECORD_KEPT_MAX: usize = 256;
+
+/// ... and 4 MiB for bulk.
+pub const BUFFERS_BULK_KEPT_MAX: usize = 16;
+
+/// How often deadlines are looked at. A timeout is late by at most this.
+pub const TIMER_TICK: Duration = Duration::from_millis(50);
+
+/// How long a connection that was answered and closed by us is read on, so that the answer is not destroyed by a reset
+/// (RFC 9112 §9.6), ...
+pub const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// ... and how many bytes are read and dropped meanwhile.
+pub const LINGER_BYTES_MAX: u64 = 4 << 20;
+
+/// Time that a request body may fall behind its minimum rate before it is ended.
+pub const BODY_RATE_GRACE: Duration = Duration::from_secs(10);
+
+/// Interim responses (1xx) passed for one request before the upstream is held to be broken.
+pub const INTERIM_RESPONSES_MAX: u32 = 64;
+
+/// Endpoints tried for one request before it is answered 502.
+pub const CONNECT_ATTEMPTS_MAX: usize = 3;
+
+/// Pause of the accept loop after the process ran out of file descriptors.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Time that connections get to say goodbye after the drain deadline.
+pub const ABORT_GRACE: Duration = Duration::from_secs(1);
+
+/// Descriptors kept for everything that is not a client or upstream socket: logs, rings, listeners, resolver.
+pub const DESCRIPTORS_RESERVED: u64 = 128;
+
+const _: () = assert!(BUFFER_RECORD_BYTES >= RECORD_WIRE_MAX, "a record must fit its buffer");
 const _: () = assert!(RECORD_WIRE_MAX < 32 * 1024, "a record must fit the usual receive buffer");
 
 #[cfg(test)]

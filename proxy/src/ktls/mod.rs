@@ -1,1 +1,113 @@
-//! The record layer from the end of the handshake on: in user space for now.
+//! The record layer from the end of the handshake on, in user space: records are opened and sealed in place.
+//!
+//! What stays ours, and is done here: sequence numbers, key updates in both directions with a budget, alerts, the limit
+//! of records per key, and the refusal of everything that has no business after a handshake (renegotiation, client
+//! certificates, change_cipher_spec).
+
+mod cipher;
+mod opener;
+mod sealer;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use rustls::kernel::KernelConnection;
+use rustls::server::ServerConnectionData;
+use rustls::{ConnectionTrafficSecrets, ProtocolVersion};
+use thiserror::Error;
+
+pub use opener::{Opened, Opener};
+pub use sealer::Sealer;
+
+use crate::handshake::{Established, HandshakeError};
+use cipher::Cipher;
+
+/// What is wrong with a record, or with what we were about to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum RecordError {
+    /// Version or type that no record has here.
+    #[error("a malformed TLS record")]
+    Malformed,
+    /// Longer than RFC 8446 §5.2 or RFC 5246 §6.2.3 allow.
+    #[error("a TLS record of {0} bytes is too long")]
+    TooLong(usize),
+    /// It was not sealed with this key, or was changed on its way.
+    #[error("a TLS record fails authentication")]
+    Authentication,
+    /// A record without content type, or a message that may not come now (RFC 8446 §5).
+    #[error("an unexpected TLS message")]
+    Unexpected,
+    /// RFC 8446 §4.1.2: refused, as every server does today.
+    #[error("the client asks for renegotiation")]
+    Renegotiation,
+    /// The peer sent a fatal alert.
+    #[error("the peer sent the TLS alert {0}")]
+    PeerAlert(u8),
+    /// Records without data, one after the other.
+    #[error("too many empty TLS records")]
+    EmptyRecords,
+    /// Key updates without data between them: they cost us more than the peer.
+    #[error("too many TLS key updates")]
+    KeyUpdates,
+    /// The next secret could not be made.
+    #[error("the TLS key cannot be updated")]
+    KeySchedule,
+    /// TLS 1.2 cannot change keys, and this one has sealed as much as it may.
+    #[error("the TLS key is used up")]
+    KeyExhausted,
+}
+
+/// What opener and sealer share: both run on one thread.
+struct Schedule {
+    keys: KernelConnection<ServerConnectionData>,
+    /// The peer asked us to update our key (RFC 8446 §4.6.3).
+    is_update_asked: bool,
+}
+
+impl Schedule {
+    fn next_receive(&mut self) -> Result<Cipher, RecordError> {
+        let (_, secrets) = self.keys.update_rx_secret().map_err(|_| RecordError::KeySchedule)?;
+        Cipher::new(Version::Tls13, secrets).ok_or(RecordError::KeySchedule)
+    }
+
+    fn next_send(&mut self) -> Result<Cipher, RecordError> {
+        let (_, secrets) = self.keys.update_tx_secret().map_err(|_| RecordError::KeySchedule)?;
+        Cipher::new(Version::Tls13, secrets).ok_or(RecordError::KeySchedule)
+    }
+}
+
+/// Version of the record layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    Tls12,
+    Tls13,
+}
+
+/// Content types (RFC 8446 §5.1).
+mod content {
+    pub(super) const ALERT: u8 = 21;
+    pub(super) const HANDSHAKE: u8 = 22;
+    pub(super) const APPLICATION_DATA: u8 = 23;
+}
+
+/// Both halves of the record layer that follows a handshake.
+///
+/// # Errors
+/// When the negotiated suite is none of AES-128-GCM, AES-256-GCM and ChaCha20-Poly1305.
+pub fn session(established: Established) -> Result<(Opener, Sealer), HandshakeError> {
+    let Established { secrets, key_schedule, aligned: _ } = established;
+    let version = match key_schedule.protocol_version() {
+        ProtocolVersion::TLSv1_3 => Version::Tls13,
+        _ => Version::Tls12,
+    };
+    let unsupported = || HandshakeError::Tls(rustls::Error::General("unsupported cipher".into()));
+    let cipher =
+        |secrets: ConnectionTrafficSecrets| Cipher::new(version, secrets).ok_or_else(unsupported);
+    let schedule = Rc::new(RefCell::new(Schedule { keys: key_schedule, is_update_asked: false }));
+    let opener = Opener::new(cipher(secrets.rx.1)?, secrets.rx.0, Rc::clone(&schedule));
+    let sealer = Sealer::new(cipher(secrets.tx.1)?, secrets.tx.0, schedule);
+    Ok((opener, sealer))
+}
+
+#[cfg(test)]
+mod tests;

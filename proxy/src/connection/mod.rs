@@ -1,0 +1,302 @@
+//! The only place that knows the order of the stages: one connection from accept to its end.
+//!
+//! ```text
+//! establish -> [ request -> exchange ]* -> close
+//!                              \-> tunnel -> close
+//! ```
+
+mod exchange;
+mod fold;
+mod request;
+mod session;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use crate::addr::ClientAddr;
+use crate::buffers::Buffers;
+use crate::config::{App, Service};
+use crate::error::Fault;
+use crate::generation::Generation;
+use crate::limits::{LINGER_BYTES_MAX, LINGER_TIMEOUT};
+use crate::message::Version;
+use crate::message::reply::{self, Refusal};
+use crate::pool::Network;
+use crate::stream::{Fill, StreamError};
+use crate::telemetry::{DataPath, Kind, Outcome, Record};
+use crate::timers::{Activity, Timers};
+
+use fold::Fold;
+use request::{Facts, Plan};
+use session::Session;
+
+/// What the connections of one worker share.
+pub struct Core<N: Network> {
+    /// Deadlines and the coarse clock.
+    pub timers: Rc<Timers<N::Io>>,
+    /// Free buffers.
+    pub buffers: Rc<Buffers>,
+    /// The configuration for new requests.
+    pub generation: RefCell<Rc<Generation<N>>>,
+    /// The gateway is being stopped: each response is the last on its connection.
+    pub is_draining: Cell<bool>,
+}
+
+/// The listener that a connection came through.
+#[derive(Clone, Copy, Debug)]
+pub struct Door {
+    /// What is spoken there.
+    pub service: Service,
+    /// Its TCP port.
+    pub port: u16,
+}
+
+/// What becomes of a connection after an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// The next request may come.
+    KeepAlive,
+    /// Everything was said; close in good order.
+    Close,
+    /// Something was cut off; the peer must see that.
+    Abort,
+}
+
+/// Serves one connection until its end.
+pub async fn serve<N: Network>(core: Rc<Core<N>>, io: N::Io, client: ClientAddr, door: Door) {
+    match session::establish(&core, io, door).await {
+        Ok(mut session) => {
+            let mut fold = None;
+            let after = requests(&core, &mut session, client, door, &mut fold).await;
+            if let Some((generation, fold)) = fold {
+                write_record(&generation, &Fold::into_record(fold));
+            }
+            if after == After::Close {
+                close(&mut session).await;
+            }
+        }
+        Err(error) => tracing::debug!(client = %client, "no session: {error}"),
+    }
+}
+
+type OpenFold<N> = Option<(Rc<Generation<N>>, Fold)>;
+
+/// Serves requests one after the other.
+async fn requests<N: Network>(
+    core: &Core<N>,
+    session: &mut Session<N::Io>,
+    client: ClientAddr,
+    door: Door,
+    fold: &mut OpenFold<N>,
+) -> After {
+    loop {
+        let generation = Rc::clone(&core.generation.borrow());
+        let limits = &generation.shared.config.limits;
+        if let Some(after) = wait(core, session, limits.keep_alive_timeout).await {
+            return after;
+        }
+        let start = Instant::now();
+        session.watch.set_activity(Activity::Exchange);
+        session.watch.receive_within(limits.head_timeout);
+        // Names are those of the configuration at the time when the request is complete.
+        let generation = Rc::clone(&core.generation.borrow());
+        let facts = Facts {
+            client,
+            door,
+            config: &generation.shared.config,
+            is_draining: core.is_draining.get(),
+        };
+        let mut record = new_record(client, session);
+        let plan = match read_head(session, &facts, &mut record).await {
+            Ok(plan) => plan,
+            Err(after) => return after,
+        };
+        session.watch.receive_at_leisure();
+        let after = match plan {
+            Plan::Refuse { refusal, version, close, to_head } => {
+                record.fault = Some(refusal.fault());
+                record.reason = Some(refusal.to_string());
+                refuse(session, refusal, (version, close, to_head), &mut record).await
+            }
+            Plan::Redirect { reply, close } => {
+                record.status = 308;
+                send(session, &reply, close).await
+            }
+            Plan::Forward(forward) => {
+                let app = generation.shared.config.routes[forward.route].app;
+                let is_folded = app == App::Guacamole && fold::is_tunnel_request(&record.target);
+                let after =
+                    exchange::forward(core, &generation, session, &forward, &mut record, start)
+                        .await;
+                if is_folded && record.status == 200 && record.fault.is_none() {
+                    record.total = start.elapsed();
+                    Fold::add(fold, &generation, record);
+                    if after == After::KeepAlive {
+                        continue;
+                    }
+                    return after;
+                }
+                after
+            }
+        };
+        record.total = start.elapsed();
+        if let Some((generation, fold)) = fold.take() {
+            write_record(&generation, &Fold::into_record(fold));
+        }
+        write_record(&generation, &record);
+        if after != After::KeepAlive {
+            return after;
+        }
+    }
+}
+
+/// Waits for the first byte of a request; Some when none will come.
+async fn wait<N: Network>(
+    core: &Core<N>,
+    session: &mut Session<N::Io>,
+    keep_alive_timeout: Duration,
+) -> Option<After> {
+    if !session.reader.filled().is_empty() {
+        return None;
+    }
+    if core.is_draining.get() {
+        return Some(After::Close);
+    }
+    session.watch.set_activity(Activity::Idle);
+    session.watch.receive_within(keep_alive_timeout);
+    match session.reader.fill().await {
+        Ok(Fill::Data) => None,
+        Ok(Fill::End(_)) | Err(StreamError::Expired | StreamError::Drained) => Some(After::Close),
+        Err(error) => {
+            tracing::debug!("between requests: {error}");
+            Some(After::Abort)
+        }
+    }
+}
+
+/// Reads until the head is complete and decides what to do with the request.
+async fn read_head<T: crate::transport::Transport>(
+    session: &mut Session<T>,
+    facts: &Facts<'_>,
+    record: &mut Record,
+) -> Result<Plan, After> {
+    loop {
+        if let Some((plan, len)) = request::plan(session.reader.filled(), facts, record) {
+            session.reader.consume(len);
+            return Ok(plan);
+        }
+        match session.reader.fill().await {
+            Ok(Fill::Data) => {}
+            Err(StreamError::Expired) => {
+                let refusal = Refusal::HeadTimeout;
+                return Ok(Plan::Refuse {
+                    refusal,
+                    version: Version::Http11,
+                    close: true,
+                    to_head: false,
+                });
+            }
+            Ok(Fill::End(_)) | Err(_) => return Err(After::Abort),
+        }
+    }
+}
+
+/// Answers for the application.
+async fn refuse<T: crate::transport::Transport>(
+    session: &mut Session<T>,
+    refusal: Refusal,
+    (version, close, to_head): (Version, bool, bool),
+    record: &mut Record,
+) -> After {
+    let close = close || refusal.closes();
+    let mut reply = Vec::new();
+    reply::write_refusal(refusal, version, close, to_head, &mut reply);
+    record.status = refusal.status().0;
+    record.outcome = Outcome::Refused;
+    send(session, &reply, close).await
+}
+
+async fn send<T: crate::transport::Transport>(
+    session: &mut Session<T>,
+    reply: &[u8],
+    close: bool,
+) -> After {
+    let sent = async {
+        session.writer.push_all(reply).await?;
+        session.writer.flush().await
+    };
+    match sent.await {
+        Ok(()) if close => After::Close,
+        Ok(()) => After::KeepAlive,
+        Err(_) => After::Abort,
+    }
+}
+
+/// Says goodbye, and reads on for a moment: closing with unread input would make the kernel send a reset, which
+/// destroys the last response on its way (RFC 9112 §9.6).
+async fn close<T: crate::transport::Transport>(session: &mut Session<T>) {
+    if session.writer.finish().await.is_err() {
+        return;
+    }
+    session.watch.set_activity(Activity::Idle);
+    session.watch.receive_within(LINGER_TIMEOUT);
+    let mut dropped = 0;
+    while dropped < LINGER_BYTES_MAX {
+        let count = session.reader.filled().len();
+        session.reader.consume(count);
+        dropped += count as u64;
+        if !matches!(session.reader.fill().await, Ok(Fill::Data)) {
+            return;
+        }
+    }
+}
+
+fn new_record<T: crate::transport::Transport>(client: ClientAddr, session: &Session<T>) -> Record {
+    Record {
+        time: Timestamp::now(),
+        kind: Kind::Request,
+        client: client.ip(),
+        port: client.port(),
+        method: String::new(),
+        target: String::new(),
+        host: String::new(),
+        route: None,
+        upstream: None,
+        status: 0,
+        bytes_in: 0,
+        bytes_out: 0,
+        requests: 1,
+        total: Duration::ZERO,
+        connect: None,
+        first_byte: None,
+        outcome: Outcome::Complete,
+        fault: None,
+        reason: None,
+        tls: session.tls,
+        path: DataPath::Copy,
+        agent: None,
+        referer: None,
+    }
+}
+
+/// Writes the access line, and a diagnostic one when something went wrong that an administrator can do something about.
+fn write_record<N: Network>(generation: &Generation<N>, record: &Record) {
+    if let (Some(fault @ (Fault::Upstream | Fault::Local)), Some(reason)) =
+        (record.fault, &record.reason)
+    {
+        tracing::warn!(
+            client = %record.client,
+            route = record.route.as_deref().unwrap_or("-"),
+            upstream = record.upstream.as_deref().unwrap_or("-"),
+            status = record.status,
+            "{}: {reason}",
+            fault.label()
+        );
+    }
+    if let Some(log) = &generation.shared.log {
+        log.write(record);
+    }
+}

@@ -1,0 +1,122 @@
+//! From an accepted socket to plaintext in both directions.
+
+use std::rc::Rc;
+
+use thiserror::Error;
+
+use super::{Core, Door};
+use crate::buffers::Class;
+use crate::config::Service;
+use crate::handshake::{Handshake, HandshakeError, Progress};
+use crate::ktls;
+use crate::message::Version;
+use crate::message::reply::{self, Refusal};
+use crate::pool::Network;
+use crate::stream::{Reader, StreamError, Writer};
+use crate::telemetry::TlsPath;
+use crate::timers::{Activity, Watched};
+use crate::transport::{Buffer, Transport};
+
+/// One downstream connection, ready for requests.
+pub(super) struct Session<T: Transport> {
+    pub watch: Rc<Watched<T>>,
+    pub reader: Reader<T>,
+    pub writer: Writer<T>,
+    pub tls: TlsPath,
+}
+
+/// Why there is no session.
+#[derive(Debug, Error)]
+pub(super) enum SessionError {
+    /// The TLS handshake failed.
+    #[error("TLS handshake: {0}")]
+    Handshake(#[from] HandshakeError),
+    /// The peer closed or the socket failed.
+    #[error("{0}")]
+    Stream(#[from] StreamError),
+    /// The peer closed before the handshake was complete.
+    #[error("closed during the TLS handshake")]
+    Closed,
+    /// The listener speaks TLS, and no certificate is loaded.
+    #[error("no certificate is loaded")]
+    NoCertificate,
+}
+
+/// Speaks TLS if the listener does, until plaintext can flow.
+pub(super) async fn establish<N: Network>(
+    core: &Core<N>,
+    io: N::Io,
+    door: Door,
+) -> Result<Session<N::Io>, SessionError> {
+    let watch = Rc::new(core.timers.watch(io.clone(), Activity::Exchange));
+    let buffers = || Rc::clone(&core.buffers);
+    let generation = Rc::clone(&core.generation.borrow());
+    let config = &generation.shared.config;
+    let write_timeout = config.limits.write_timeout;
+    if door.service != Service::Https {
+        let reader = Reader::plain(Rc::clone(&watch), io.clone(), buffers());
+        let writer = Writer::plain(Rc::clone(&watch), io, buffers(), write_timeout);
+        return Ok(Session { watch, reader, writer, tls: TlsPath::None });
+    }
+    let tls = config.tls.clone().ok_or(SessionError::NoCertificate)?;
+    watch.receive_within(config.limits.handshake_timeout);
+    let mut handshake = Handshake::new(tls)?;
+    let mut wire = Writer::plain(Rc::clone(&watch), io.clone(), buffers(), write_timeout);
+    let mut input = core.buffers.take(Class::Record);
+    let mut output = Vec::new();
+    loop {
+        let progress = handshake.on_bytes(&mut input, &mut output);
+        if !output.is_empty() {
+            wire.push_all(&output).await?;
+            wire.flush().await?;
+            output.clear();
+        }
+        match progress {
+            Ok(Progress::NeedInput { .. }) => {
+                input.compact();
+                input = receive(&io, &watch, input).await?;
+            }
+            Ok(Progress::Established(established)) => {
+                watch.receive_at_leisure();
+                let (opener, sealer) = ktls::session(*established)?;
+                let reader = Reader::tls(Rc::clone(&watch), io.clone(), buffers(), opener, input);
+                let writer = Writer::tls(Rc::clone(&watch), io, buffers(), write_timeout, sealer);
+                return Ok(Session { watch, reader, writer, tls: TlsPath::User });
+            }
+            Err(HandshakeError::PlainHttp) => {
+                let mut reply = Vec::new();
+                let refusal = Refusal::PlainHttp;
+                reply::write_refusal(refusal, Version::Http11, true, false, &mut reply);
+                wire.push_all(&reply).await?;
+                wire.flush().await?;
+                let reader = Reader::plain(Rc::clone(&watch), io, buffers());
+                let mut session = Session { watch, reader, writer: wire, tls: TlsPath::None };
+                super::close(&mut session).await;
+                return Err(HandshakeError::PlainHttp.into());
+            }
+            Err(error) => {
+                // The alert must not be overtaken by a reset for what we did not read.
+                wire.finish().await?;
+                return Err(error.into());
+            }
+        }
+    }
+}
+
+/// Receives once, to the end of what is there.
+async fn receive<T: Transport>(
+    io: &T,
+    watch: &Watched<T>,
+    input: Buffer,
+) -> Result<Buffer, SessionError> {
+    let (result, input) = io.recv(input).await;
+    match result {
+        Ok(0) | Err(_) if watch.shut().is_some() => {
+            Err(watch.shut().map_or(SessionError::Closed, |cause| StreamError::from(cause).into()))
+        }
+        Ok(0) => Err(SessionError::Closed),
+        Ok(_) => Ok(input),
+        Err(error) if crate::stream::is_retry(&error) => Ok(input),
+        Err(error) => Err(StreamError::from(error).into()),
+    }
+}

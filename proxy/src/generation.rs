@@ -1,0 +1,83 @@
+//! One configuration in use, with everything that belongs to it. A reload builds another one; what was begun under the
+//! old one ends under it.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::buffers::Buffers;
+use crate::config::Config;
+use crate::pool::{Endpoint, Network, Pool};
+use crate::telemetry::AccessLog;
+use crate::timers::Timers;
+
+/// The part that all workers share. Immutable but for resolved names.
+#[derive(Debug)]
+pub struct Shared {
+    /// The configuration.
+    pub config: Config,
+    /// Endpoints of each upstream, in the order of the configuration.
+    pub endpoints: Vec<Vec<Arc<Endpoint>>>,
+    /// Per upstream: authorities that only the gateway can reach, to be replaced in redirects.
+    pub authorities: Vec<Vec<String>>,
+    /// The open access log.
+    pub log: Option<AccessLog>,
+}
+
+impl Shared {
+    /// Opens the log and resolves names once. A name that does not resolve yet is reported and tried again later.
+    ///
+    /// # Errors
+    /// When the access log cannot be opened.
+    pub fn new(config: Config) -> io::Result<Arc<Self>> {
+        let log = config.access_log.as_ref().map(AccessLog::open).transpose()?;
+        let endpoints: Vec<Vec<Arc<Endpoint>>> = config
+            .upstreams
+            .iter()
+            .map(|upstream| {
+                let endpoint = |addr: &_| Arc::new(Endpoint::new(Clone::clone(addr)));
+                upstream.endpoints.iter().map(endpoint).collect()
+            })
+            .collect();
+        let authorities = endpoints
+            .iter()
+            .map(|group| group.iter().filter_map(|endpoint| endpoint.authority()).collect())
+            .collect();
+        let shared = Arc::new(Self { config, endpoints, authorities, log });
+        shared.resolve();
+        Ok(shared)
+    }
+
+    /// Resolves all names. May block for seconds.
+    pub fn resolve(&self) {
+        for endpoint in self.endpoints.iter().flatten().filter(|endpoint| endpoint.is_name()) {
+            if let Err(error) = endpoint.resolve() {
+                tracing::warn!("upstream {endpoint} does not resolve: {error}");
+            }
+        }
+    }
+}
+
+/// The part that belongs to one worker.
+#[derive(Debug)]
+pub struct Generation<N: Network> {
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    /// This worker's upstream connections.
+    pub pool: Pool<N>,
+}
+
+impl<N: Network> Generation<N> {
+    /// A pool without connections for the shared configuration.
+    #[must_use]
+    pub fn new(
+        shared: Arc<Shared>,
+        network: Rc<N>,
+        timers: Rc<Timers<N::Io>>,
+        buffers: Rc<Buffers>,
+    ) -> Rc<Self> {
+        let upstreams = &shared.config.upstreams;
+        let pool = Pool::new(network, timers, buffers, upstreams, &shared.endpoints);
+        Rc::new(Self { shared, pool })
+    }
+}

@@ -1,0 +1,161 @@
+//! The receiving half.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::rc::Rc;
+
+use super::cipher::{Cipher, TAG_BYTES};
+use super::{RecordError, Schedule, Version, content};
+use crate::limits::{RECORD_HEADER_BYTES, RECORD_PLAINTEXT_MAX};
+
+/// Records without data that may follow each other.
+const IDLE_RECORDS_MAX: u8 = 32;
+
+/// What stood at the front of the bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// The record is not complete; see [`Opener::missing`].
+    Partial,
+    /// Plaintext, opened in place.
+    Data {
+        /// Where it lies.
+        payload: Range<usize>,
+        /// Length of the record.
+        record_len: usize,
+    },
+    /// A record that was dealt with here.
+    Handled {
+        /// Its length.
+        record_len: usize,
+    },
+    /// The peer will send nothing more, and says so.
+    CloseNotify,
+}
+
+/// Opens records.
+pub struct Opener {
+    cipher: Cipher,
+    sequence: u64,
+    schedule: Rc<RefCell<Schedule>>,
+    /// Records without data since the last with.
+    idle_records: u8,
+    key_updates: u8,
+}
+
+impl Opener {
+    pub(super) fn new(cipher: Cipher, sequence: u64, schedule: Rc<RefCell<Schedule>>) -> Self {
+        Self { cipher, sequence, schedule, idle_records: 0, key_updates: 0 }
+    }
+
+    /// How many bytes complete the record that `bytes` begin, or its header; 0 when it is complete.
+    #[must_use]
+    pub fn missing(&self, bytes: &[u8]) -> usize {
+        match record_len(bytes) {
+            None => RECORD_HEADER_BYTES - bytes.len(),
+            Some(len) => len.saturating_sub(bytes.len()),
+        }
+    }
+
+    /// Opens the record at the front of `bytes` in place.
+    ///
+    /// # Errors
+    /// As [`RecordError`] says; the connection is to be closed then.
+    pub fn open(&mut self, bytes: &mut [u8]) -> Result<Opened, RecordError> {
+        let Some(record_len) = record_len(bytes) else { return Ok(Opened::Partial) };
+        self.check_header(bytes[0], [bytes[1], bytes[2]], record_len)?;
+        let Some(record) = bytes.get_mut(..record_len) else { return Ok(Opened::Partial) };
+        let outer_type = record[0];
+        let payload = self.cipher.open(record, self.sequence).ok_or(RecordError::Authentication)?;
+        self.sequence += 1;
+        let (content_type, payload) = match self.cipher.version {
+            Version::Tls12 => (outer_type, payload),
+            Version::Tls13 => inner_type(record, payload)?,
+        };
+        if payload.len() > RECORD_PLAINTEXT_MAX {
+            return Err(RecordError::TooLong(payload.len()));
+        }
+        match content_type {
+            content::APPLICATION_DATA if !payload.is_empty() => {
+                self.idle_records = 0;
+                self.key_updates = 0;
+                return Ok(Opened::Data { payload, record_len });
+            }
+            content::APPLICATION_DATA => {}
+            content::ALERT => {
+                if is_close_notify(&record[payload])? {
+                    return Ok(Opened::CloseNotify);
+                }
+            }
+            content::HANDSHAKE => self.on_handshake(&record[payload])?,
+            _ => return Err(RecordError::Unexpected),
+        }
+        self.idle_records += 1;
+        if self.idle_records > IDLE_RECORDS_MAX {
+            return Err(RecordError::EmptyRecords);
+        }
+        Ok(Opened::Handled { record_len })
+    }
+
+    fn check_header(&self, kind: u8, version: [u8; 2], len: usize) -> Result<(), RecordError> {
+        let (is_known, overhead_max) = match self.cipher.version {
+            // RFC 8446 §5.2: everything protected looks like application data.
+            Version::Tls13 => (kind == content::APPLICATION_DATA, 256),
+            Version::Tls12 => ((20..=23).contains(&kind), 2048),
+        };
+        if version != [3, 3] || !is_known {
+            return Err(RecordError::Malformed);
+        }
+        let body = len - RECORD_HEADER_BYTES;
+        if body > RECORD_PLAINTEXT_MAX + overhead_max {
+            return Err(RecordError::TooLong(body));
+        }
+        if body < TAG_BYTES { Err(RecordError::Authentication) } else { Ok(()) }
+    }
+
+    /// Only a KeyUpdate is of use after the handshake, and it stands alone in its record: keys change at a record
+    /// boundary (RFC 8446 §5.1). We asked for no client certificate, and a client sends no ticket.
+    fn on_handshake(&mut self, message: &[u8]) -> Result<(), RecordError> {
+        const KEY_UPDATE: u8 = 24;
+        if self.cipher.version == Version::Tls12 {
+            return Err(RecordError::Renegotiation);
+        }
+        let &[KEY_UPDATE, 0, 0, 1, asked @ (0 | 1)] = message else {
+            return Err(RecordError::Unexpected);
+        };
+        self.key_updates += 1;
+        if self.key_updates >= IDLE_RECORDS_MAX {
+            return Err(RecordError::KeyUpdates);
+        }
+        let mut schedule = self.schedule.borrow_mut();
+        self.cipher = schedule.next_receive()?;
+        self.sequence = 0;
+        schedule.is_update_asked |= asked == 1;
+        Ok(())
+    }
+}
+
+/// Length of the record that `bytes` begin; None while its header is not complete.
+fn record_len(bytes: &[u8]) -> Option<usize> {
+    let header = bytes.get(..RECORD_HEADER_BYTES)?;
+    Some(RECORD_HEADER_BYTES + usize::from(u16::from_be_bytes([header[3], header[4]])))
+}
+
+/// Takes the padding and the type from the end (RFC 8446 §5.4).
+fn inner_type(record: &[u8], payload: Range<usize>) -> Result<(u8, Range<usize>), RecordError> {
+    let inner = &record[payload.clone()];
+    let at = inner.iter().rposition(|&byte| byte != 0).ok_or(RecordError::Unexpected)?;
+    Ok((inner[at], payload.start..payload.start + at))
+}
+
+/// True for close_notify, false for an alert that means nothing to us.
+fn is_close_notify(alert: &[u8]) -> Result<bool, RecordError> {
+    const WARNING: u8 = 1;
+    const USER_CANCELED: u8 = 90;
+    const NO_RENEGOTIATION: u8 = 100;
+    match *alert {
+        [_, 0] => Ok(true),
+        [WARNING, USER_CANCELED | NO_RENEGOTIATION] => Ok(false),
+        [_, description] => Err(RecordError::PeerAlert(description)),
+        _ => Err(RecordError::Unexpected),
+    }
+}

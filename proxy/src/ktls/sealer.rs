@@ -1,0 +1,99 @@
+//! The sending half.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use super::cipher::Cipher;
+use super::{RecordError, Schedule, Version, content};
+
+/// Records sealed with one key before it is changed. AES-GCM allows 2^24.5 (RFC 8446 §5.5); half of 2^24 leaves room
+/// for everything that is staged when the limit is noticed.
+const RECORDS_PER_KEY: u64 = 1 << 23;
+
+/// Seals records.
+pub struct Sealer {
+    cipher: Cipher,
+    sequence: u64,
+    schedule: Rc<RefCell<Schedule>>,
+    records_per_key: u64,
+}
+
+impl Sealer {
+    pub(super) fn new(cipher: Cipher, sequence: u64, schedule: Rc<RefCell<Schedule>>) -> Self {
+        Self { cipher, sequence, schedule, records_per_key: RECORDS_PER_KEY }
+    }
+
+    #[cfg(test)]
+    pub(super) fn limit_records(&mut self, records_per_key: u64) {
+        self.records_per_key = records_per_key;
+    }
+
+    /// Bytes that a slot holds before its plaintext.
+    #[must_use]
+    pub fn headroom(&self) -> usize {
+        self.cipher.headroom()
+    }
+
+    /// Bytes that a slot holds behind its plaintext.
+    #[must_use]
+    pub fn tailroom(&self) -> usize {
+        self.cipher.tailroom()
+    }
+
+    /// Turns a slot (headroom, at most 16 KiB of plaintext, tailroom) into a record, in place.
+    ///
+    /// # Errors
+    /// When the slot is malformed: a defect of the caller.
+    pub fn seal_slot(&mut self, slot: &mut [u8]) -> Result<(), RecordError> {
+        self.seal_as(content::APPLICATION_DATA, slot)
+    }
+
+    /// Appends close_notify to `wire`.
+    ///
+    /// # Errors
+    /// When sealing fails.
+    pub fn close_notify(&mut self, wire: &mut Vec<u8>) -> Result<(), RecordError> {
+        const WARNING_CLOSE_NOTIFY: [u8; 2] = [1, 0];
+        self.append(content::ALERT, &WARNING_CLOSE_NOTIFY, wire)
+    }
+
+    /// Changes the key when it is due: because the peer asked, or because the key has sealed enough. Appends what the
+    /// peer must be told to `wire`.
+    ///
+    /// # Errors
+    /// [`RecordError::KeyExhausted`] in TLS 1.2, which cannot change keys.
+    pub fn take_key_update(&mut self, wire: &mut Vec<u8>) -> Result<(), RecordError> {
+        const KEY_UPDATE_NOT_REQUESTED: [u8; 5] = [24, 0, 0, 1, 0];
+        let is_asked = std::mem::take(&mut self.schedule.borrow_mut().is_update_asked);
+        let is_exhausted = self.sequence >= self.records_per_key;
+        match self.cipher.version {
+            Version::Tls13 if is_asked || is_exhausted => {
+                self.append(content::HANDSHAKE, &KEY_UPDATE_NOT_REQUESTED, wire)?;
+                self.cipher = self.schedule.borrow_mut().next_send()?;
+                self.sequence = 0;
+                Ok(())
+            }
+            Version::Tls12 if is_exhausted => Err(RecordError::KeyExhausted),
+            Version::Tls12 | Version::Tls13 => Ok(()),
+        }
+    }
+
+    fn append(
+        &mut self,
+        content_type: u8,
+        plain: &[u8],
+        wire: &mut Vec<u8>,
+    ) -> Result<(), RecordError> {
+        let start = wire.len();
+        wire.resize(start + self.headroom(), 0);
+        wire.extend_from_slice(plain);
+        wire.resize(wire.len() + self.tailroom(), 0);
+        self.seal_as(content_type, &mut wire[start..])
+    }
+
+    fn seal_as(&mut self, content_type: u8, slot: &mut [u8]) -> Result<(), RecordError> {
+        self.cipher.seal(content_type, slot, self.sequence).ok_or(RecordError::Malformed)?;
+        self.sequence += 1;
+        Ok(())
+    }
+}

@@ -1,0 +1,125 @@
+//! The command line.
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser, Subcommand};
+use tlsplice::config::{Config, Loaded};
+use tlsplice::{gateway, uring};
+
+/// TLS gateway for Apache Guacamole and other Tomcat applications.
+///
+/// Browsers speak https and WebSocket to it; it speaks plain HTTP to Tomcat, tells Tomcat who the browser is, and never
+/// holds a byte back.
+#[derive(Parser)]
+#[command(max_term_width = 100, disable_version_flag = true, arg_required_else_help = true)]
+struct Arguments {
+    /// Print the version, the build, and what this kernel offers.
+    #[arg(long, short = 'V')]
+    version: bool,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve until SIGTERM or Ctrl-C.
+    ///
+    /// Nothing is bound before the whole configuration is good. SIGHUP reads it again and changes to it as a whole or,
+    /// when anything in it is wrong, not at all. SIGTERM and Ctrl-C stop accepting, finish requests, give tunnels the
+    /// time that `drain_timeout` says, and exit with 0; a second one ends at once.
+    ///
+    /// Exit status: 0 stopped as asked, 1 could not start, 2 wrong command line.
+    Run {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Judge a configuration with all files it names, and print everything that is wrong with it.
+    ///
+    /// The verdict is that of `run` and of a reload. Exit status: 0 good (perhaps with warnings), 1 not usable, 2 wrong
+    /// command line.
+    Check {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+}
+
+fn version() -> String {
+    let build = if cfg!(debug_assertions) { "debug" } else { "release" };
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let ring = uring::start(uring::Setup::default(), |ring| async move { ring.to_string() })
+        .unwrap_or_else(|error| format!("not usable: {error}"));
+    format!(
+        "tlsplice {} ({build}, {})\nkernel {}: io_uring {ring}; TLS in user space (kTLS is not used by this version)",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::ARCH,
+        kernel.trim(),
+    )
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match arguments.command {
+        Some(Command::Run { config }) => run(&config),
+        Some(Command::Check { config }) => check(&config),
+        None if arguments.version => {
+            println!("{}", version());
+            ExitCode::SUCCESS
+        }
+        None => Arguments::command().error(ErrorKind::MissingSubcommand, "no command given").exit(),
+    }
+}
+
+fn load(path: &Path) -> Option<Config> {
+    let colour = std::io::stderr().is_terminal();
+    match Config::load(path) {
+        Ok(Loaded { config, warnings }) => {
+            if !warnings.is_empty() {
+                eprintln!("{}", warnings.render(colour));
+            }
+            Some(config)
+        }
+        Err(report) => {
+            eprintln!("{}", report.render(colour));
+            None
+        }
+    }
+}
+
+fn check(path: &Path) -> ExitCode {
+    let Some(config) = load(path) else { return ExitCode::FAILURE };
+    println!(
+        "{} is good: {} listeners, {} routes, {} upstreams",
+        path.display(),
+        config.listeners.len(),
+        config.routes.len(),
+        config.upstreams.len()
+    );
+    ExitCode::SUCCESS
+}
+
+fn run(path: &Path) -> ExitCode {
+    let Some(config) = load(path) else { return ExitCode::FAILURE };
+    // Diagnostics take the same way as the access log: a terminal that is held up must not hold up a worker.
+    let (writer, _guard) = tracing_appender::non_blocking(std::io::stderr());
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TLSPLICE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_writer(writer)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_env_filter(filter)
+        .with_target(false)
+        .init();
+    match gateway::run(config, path, |report| eprint!("{report}")) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! Connections to upstreams: one pool per worker and configuration, no sharing, no locks.
+//!
+//! Input: which upstream a request goes to. Output: a [`Lease`]. An idle connection keeps a receive in flight, so one
+//! that the upstream closed is known to be dead before a request is sent on it, not after.
+
+mod endpoint;
+pub mod health;
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+pub use endpoint::{Endpoint, Target};
+use health::{Candidate, Health, Policy};
+
+use crate::buffers::Buffers;
+use crate::config;
+use crate::limits::CONNECT_ATTEMPTS_MAX;
+use crate::stream::{Reader, Writer};
+use crate::timers::{Activity, Tick, Timers};
+use crate::transport::Transport;
+
+/// How a worker reaches the world.
+pub trait Network: 'static {
+    /// Its sockets.
+    type Io: Transport;
+    /// A connection being made; shutting its socket down ends it.
+    type Connecting: Future<Output = io::Result<Self::Io>>;
+
+    /// Begins to connect to `target`. Returns a handle of the socket beside the wait.
+    ///
+    /// # Errors
+    /// What is known at once: no descriptor is left, no route, no such path.
+    fn connect(&self, target: &Target) -> io::Result<(Self::Io, Self::Connecting)>;
+}
+
+/// No endpoint could be connected to.
+#[derive(Debug, Error)]
+#[error("{endpoint}: {reason}")]
+pub struct ConnectError {
+    /// The last one tried.
+    pub endpoint: String,
+    /// What happened there.
+    pub reason: String,
+    /// It was our own resources that failed.
+    pub is_local: bool,
+}
+
+/// Upstream connections of one worker under one configuration.
+pub struct Pool<N: Network> {
+    network: Rc<N>,
+    timers: Rc<Timers<N::Io>>,
+    buffers: Rc<Buffers>,
+    groups: Vec<Group<N::Io>>,
+}
+
+struct Group<T: Transport> {
+    places: Vec<Rc<Place<T>>>,
+    policy: Policy,
+    connect_timeout: Duration,
+    write_timeout: Duration,
+    turn: Cell<usize>,
+}
+
+/// One endpoint, as this worker knows it.
+struct Place<T: Transport> {
+    endpoint: Arc<Endpoint>,
+    idle: RefCell<Vec<Idle<T>>>,
+    idle_max: usize,
+    idle_timeout: Duration,
+    busy: Cell<usize>,
+    health: Cell<Health>,
+}
+
+struct Idle<T: Transport> {
+    reader: Reader<T>,
+    writer: Writer<T>,
+    since: Tick,
+}
+
+/// A connection to an upstream, for one exchange or tunnel. Dropped without [`Lease::check_in`] it is closed.
+pub struct Lease<T: Transport> {
+    /// From the upstream.
+    pub reader: Reader<T>,
+    /// To the upstream.
+    pub writer: Writer<T>,
+    /// It has carried an exchange before, so the upstream may have closed it in the meantime.
+    pub is_reused: bool,
+    seat: Seat<T>,
+}
+
+/// Counts a connection as busy while it lives.
+struct Seat<T: Transport>(Rc<Place<T>>);
+
+impl<T: Transport> Seat<T> {
+    fn take(place: &Rc<Place<T>>) -> Self {
+        place.busy.set(place.busy.get() + 1);
+        Self(Rc::clone(place))
+    }
+}
+
+impl<T: Transport> Drop for Seat<T> {
+    fn drop(&mut self) {
+        self.0.busy.set(self.0.busy.get() - 1);
+    }
+}
+
+impl<T: Transport> Lease<T> {
+    /// The endpoint, for logs.
+    #[must_use]
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.seat.0.endpoint
+    }
+
+    /// An answer came: the endpoint is well.
+    pub fn on_answer(&self) {
+        let mut health = self.seat.0.health.get();
+        health.on_success();
+        self.seat.0.health.set(health);
+    }
+
+    /// Gives the connection back after an exchange that both sides want to follow by another.
+    pub fn check_in(mut self, now: Tick) {
+        let place = &self.seat.0;
+        self.reader.watch().receive_at_leisure();
+        // Bytes behind the response would be taken for the answer to the next request.
+        if self.reader.is_quiet() && place.idle.borrow().len() < place.idle_max {
+            let idle = Idle { reader: self.reader, writer: self.writer, since: now };
+            place.idle.borrow_mut().push(idle);
+        }
+    }
+}
+
+impl<N: Network> Pool<N> {
+    /// A pool for `upstreams`, whose shared endpoints are `endpoints` in the same order.
+    #[must_use]
+    pub fn new(
+        network: Rc<N>,
+        timers: Rc<Timers<N::Io>>,
+        buffers: Rc<Buffers>,
+        upstreams: &[config::Upstream],
+        endpoints: &[Vec<Arc<Endpoint>>],
+    ) -> Self {
+        let groups = upstreams
+            .iter()
+            .zip(endpoints)
+            .map(|(upstream, endpoints)| Group::new(upstream, endpoints))
+            .collect();
+        Self { network, timers, buffers, groups }
+    }
+
+    /// A connection to the upstream of that index: an idle one unless `fresh`, else a new one.
+    ///
+    /// # Errors
+    /// When the endpoints tried, at most [`CONNECT_ATTEMPTS_MAX`], all failed.
+    pub async fn acquire(
+        &self,
+        upstream: usize,
+        fresh: bool,
+    ) -> Result<Lease<N::Io>, ConnectError> {
+        let group = &self.groups[upstream];
+        let mut tried = vec![false; group.places.len()];
+        let mut last = None;
+        for _ in 0..CONNECT_ATTEMPTS_MAX {
+            let Some(index) = group.choose(&tried, self.timers.now()) else { break };
+            let place = &group.places[index];
+            if !fresh && let Some(lease) = place.reuse(self.timers.now()) {
+                return Ok(lease);
+            }
+            match self.connect(group, place).await {
+                Ok(lease) => return Ok(lease),
+                Err(error) => {
+                    group.on_failure(place, self.timers.now());
+                    let is_local = is_local(&error);
+                    let reason = explain(&error);
+                    last = Some(ConnectError {
+                        endpoint: place.endpoint.to_string(),
+                        reason,
+                        is_local,
+                    });
+                }
+            }
+            tried[index] = true;
+        }
+        Err(last.unwrap_or_else(|| ConnectError {
+            endpoint: "upstream".into(),
+            reason: "it has no endpoint".into(),
+            is_local: true,
+        }))
+    }
+
+    /// The endpoint of `lease` broke before it answered.
+    pub fn on_failure(&self, upstream: usize, lease: &Lease<N::Io>) {
+        self.groups[upstream].on_failure(&lease.seat.0, self.timers.now());
+    }
+
+    /// Closes idle connections that are dead or have waited for too long. To be called about every second.
+    pub fn reap(&self) {
+        let now = self.timers.now();
+        for place in self.groups.iter().flat_map(|group| &group.places) {
+            let is_fresh = |idle: &mut Idle<N::Io>| {
+                now.since(idle.since) < place.idle_timeout && idle.reader.is_quiet()
+            };
+            place.idle.borrow_mut().retain_mut(is_fresh);
+        }
+    }
+
+    async fn connect(
+        &self,
+        group: &Group<N::Io>,
+        place: &Rc<Place<N::Io>>,
+    ) -> io::Result<Lease<N::Io>> {
+        let seat = Seat::take(place);
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name is not resolved");
+        for target in place.endpoint.targets().iter().take(CONNECT_ATTEMPTS_MAX) {
+            let (io, connecting) = match self.network.connect(target) {
+                Ok(begun) => begun,
+                Err(error) => {
+                    last = error;
+                    continue;
+                }
+            };
+            let watch = Rc::new(self.timers.watch(io, Activity::Upstream));
+            watch.send_within(group.connect_timeout);
+            match connecting.await {
+                Ok(io) => {
+                    watch.send_at_leisure();
+                    let buffers = || Rc::clone(&self.buffers);
+                    let timeout = group.write_timeout;
+                    let reader = Reader::plain(Rc::clone(&watch), io.clone(), buffers());
+                    let writer = Writer::plain(watch, io, buffers(), timeout);
+                    return Ok(Lease { reader, writer, is_reused: false, seat });
+                }
+                Err(_) if watch.shut().is_some() => {
+                    last = io::Error::new(io::ErrorKind::TimedOut, "connecting took too long");
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
+
+impl<T: Transport> Group<T> {
+    fn new(upstream: &config::Upstream, endpoints: &[Arc<Endpoint>]) -> Self {
+        let places = endpoints.iter().map(|endpoint| {
+            Rc::new(Place {
+                endpoint: Arc::clone(endpoint),
+                idle: RefCell::default(),
+                idle_max: upstream.keep_alive_max,
+                idle_timeout: upstream.keep_alive_timeout,
+                busy: Cell::new(0),
+                health: Cell::default(),
+            })
+        });
+        Self {
+            places: places.collect(),
+            policy: Policy { eject_after: upstream.eject_after, eject_time: upstream.eject_time },
+            connect_timeout: upstream.connect_timeout,
+            write_timeout: upstream.idle_timeout,
+            turn: Cell::new(0),
+        }
+    }
+
+    fn choose(&self, tried: &[bool], now: Tick) -> Option<usize> {
+        let turn = self.turn.replace(self.turn.get().wrapping_add(1));
+        let candidates: Vec<Candidate> = self
+            .places
+            .iter()
+            .zip(tried)
+            .map(|(place, &tried)| Candidate {
+                busy: place.busy.get(),
+                health: place.health.get(),
+                tried,
+            })
+            .collect();
+        let index = health::choose(&candidates, turn % candidates.len().max(1), now)?;
+        let place = &self.places[index];
+        let mut health = place.health.get();
+        health.on_chosen();
+        place.health.set(health);
+        Some(index)
+    }
+
+    fn on_failure(&self, place: &Place<T>, now: Tick) {
+        // A lone endpoint is never ejected: a try costs less than a certain refusal.
+        if self.places.len() > 1 {
+            let mut health = place.health.get();
+            health.on_failure(now, self.policy);
+            place.health.set(health);
+        }
+    }
+}
+
+impl<T: Transport> Place<T> {
+    /// The connection used last, which is the one that the upstream will close last.
+    fn reuse(self: &Rc<Self>, now: Tick) -> Option<Lease<T>> {
+        while let Some(mut idle) = self.idle.borrow_mut().pop() {
+            if now.since(idle.since) < self.idle_timeout && idle.reader.is_quiet() {
+                let seat = Seat::take(self);
+                let Idle { reader, writer, .. } = idle;
+                return Some(Lease { reader, writer, is_reused: true, seat });
+            }
+        }
+        None
+    }
+}
+
+fn is_local(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL)
+    )
+}
+
+fn explain(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EACCES) => format!(
+            "{error}; under SELinux the gateway needs the right to connect \
+             (setsebool -P httpd_can_network_connect 1, or a policy for its own domain)"
+        ),
+        Some(libc::EADDRNOTAVAIL) => {
+            format!(
+                "{error}; no local port is left for this endpoint (net.ipv4.ip_local_port_range)"
+            )
+        }
+        _ => error.to_string(),
+    }
+}
+
+impl<N: Network> std::fmt::Debug for Pool<N> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("groups", &self.groups.len()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,244 @@
+//! The body of one message, from one connection to the other.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::{RelayError, Side};
+use crate::limits::BODY_RATE_GRACE;
+use crate::message::chunked::{self, ChunkError, Decoder};
+use crate::message::framing::Framing;
+use crate::stream::{End, Fill, Reader, Writer};
+use crate::transport::Transport;
+
+/// What is wrong with a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum BodyError {
+    /// The chunked framing is malformed.
+    #[error("{0}")]
+    Chunk(#[from] ChunkError),
+    /// The connection ended before the body did.
+    #[error("the body was cut off")]
+    Truncated,
+    /// The body is longer than its route allows.
+    #[error("the body exceeds {0} bytes")]
+    TooLarge(u64),
+}
+
+/// The framing of what comes in, and how much of it is still to come.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// Bytes that are left.
+    Length(u64),
+    /// Chunked.
+    Chunked(Decoder),
+    /// Until the connection ends cleanly.
+    UntilClose,
+}
+
+/// What [`Source::take`] found at the front of the input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Bytes of input used up, framing included.
+    pub consumed: usize,
+    /// Bytes of data, at the front of the input.
+    pub data_len: usize,
+    /// The body is complete.
+    pub ended: bool,
+}
+
+impl Source {
+    /// The source of a body framed so.
+    #[must_use]
+    pub fn new(framing: Framing) -> Self {
+        match framing {
+            Framing::None => Self::Length(0),
+            Framing::Length(length) => Self::Length(length),
+            Framing::Chunked => Self::Chunked(Decoder::default()),
+            Framing::UntilClose => Self::UntilClose,
+        }
+    }
+
+    /// Takes what belongs to the body from the front of `input`, where its data then stands.
+    ///
+    /// # Errors
+    /// When the chunked framing is malformed.
+    pub fn take(&mut self, input: &mut [u8]) -> Result<Step, ChunkError> {
+        Ok(match self {
+            Self::Length(left) => {
+                let count =
+                    usize::try_from(*left).map_or(input.len(), |left| left.min(input.len()));
+                *left -= count as u64;
+                Step { consumed: count, data_len: count, ended: *left == 0 }
+            }
+            Self::Chunked(decoder) => {
+                let found = decoder.dechunk(input)?;
+                Step { consumed: found.consumed, data_len: found.data_len, ended: found.ended }
+            }
+            Self::UntilClose => Step { consumed: input.len(), data_len: input.len(), ended: false },
+        })
+    }
+}
+
+/// The framing of what goes out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sink {
+    /// Data as it is: its length was announced, or its end is that of the connection.
+    Raw,
+    /// Each piece of data that is there becomes one chunk.
+    Chunked,
+}
+
+impl Sink {
+    /// The sink for a message announced with `framing`.
+    #[must_use]
+    pub fn new(framing: Framing) -> Self {
+        match framing {
+            Framing::Chunked => Self::Chunked,
+            Framing::None | Framing::Length(_) | Framing::UntilClose => Self::Raw,
+        }
+    }
+}
+
+/// How long the source may take.
+#[derive(Clone, Copy, Debug)]
+pub enum Pace {
+    /// Each read by itself.
+    Idle(Duration),
+    /// On average this many bytes per second while we wait for it, after a grace.
+    Rate {
+        /// Bytes per second, at least 1.
+        bytes_per_second: u64,
+    },
+}
+
+/// The deadline of the next read.
+#[derive(Clone, Copy, Debug)]
+struct Pacer {
+    pace: Pace,
+    received: u64,
+    waited: Duration,
+}
+
+impl Pacer {
+    /// Time that the next read may take. Time in which we did not wait for the source is not held against it.
+    fn allowance(&self) -> Duration {
+        match self.pace {
+            Pace::Idle(timeout) => timeout,
+            Pace::Rate { bytes_per_second } => {
+                let earned = Duration::from_secs(self.received / bytes_per_second.max(1));
+                (BODY_RATE_GRACE + earned).saturating_sub(self.waited)
+            }
+        }
+    }
+
+    fn on_read(&mut self, waited: Duration, received: u64) {
+        self.waited += waited;
+        self.received = received;
+    }
+}
+
+/// Moves one body from `from` to `to`, which may hold a head that has not been sent; it leaves together with the first
+/// data if that is there already. Returns the number of data bytes.
+///
+/// # Errors
+/// As [`RelayError`] says. What was moved before is gone: both connections are to be closed.
+pub async fn pump<T: Transport, U: Transport>(
+    from: &mut Reader<T>,
+    to: &mut Writer<U>,
+    mut source: Source,
+    sink: Sink,
+    pace: Pace,
+    bytes_max: Option<u64>,
+) -> Result<u64, RelayError> {
+    let to_error = |error| RelayError::Stream(Side::To, error);
+    let mut moved = 0;
+    let mut pacer = Pacer { pace, received: 0, waited: Duration::ZERO };
+    loop {
+        let step = source.take(from.filled_mut()).map_err(BodyError::from)?;
+        moved += step.data_len as u64;
+        if let Some(max) = bytes_max.filter(|&max| moved > max) {
+            return Err(BodyError::TooLarge(max).into());
+        }
+        if step.data_len > 0 {
+            let data = &from.filled()[..step.data_len];
+            match sink {
+                Sink::Raw => to.push_all(data).await.map_err(to_error)?,
+                Sink::Chunked => {
+                    let head = chunked::chunk_head(data.len());
+                    to.push_all(head.as_bytes()).await.map_err(to_error)?;
+                    to.push_all(data).await.map_err(to_error)?;
+                    to.push_all(chunked::CHUNK_TAIL).await.map_err(to_error)?;
+                }
+            }
+        }
+        from.consume(step.consumed);
+        if step.ended {
+            if sink == Sink::Chunked {
+                to.push_all(chunked::LAST_CHUNK).await.map_err(to_error)?;
+            }
+            to.flush().await.map_err(to_error)?;
+            from.watch().receive_at_leisure();
+            return Ok(moved);
+        }
+        to.flush().await.map_err(to_error)?;
+        if let Fill::End(_) = read(from, &mut pacer).await? {
+            if !matches!(source, Source::UntilClose) {
+                return Err(BodyError::Truncated.into());
+            }
+            if sink == Sink::Chunked {
+                to.push_all(chunked::LAST_CHUNK).await.map_err(to_error)?;
+            }
+            to.flush().await.map_err(to_error)?;
+            return Ok(moved);
+        }
+    }
+}
+
+/// Waits for more input, or its clean end.
+async fn read<T: Transport>(from: &mut Reader<T>, pacer: &mut Pacer) -> Result<Fill, RelayError> {
+    let start = from.watch().now();
+    from.watch().receive_within(pacer.allowance());
+    let fill = from.fill().await.map_err(|error| RelayError::Stream(Side::From, error))?;
+    pacer.on_read(from.watch().now().since(start), from.count() + from.filled().len() as u64);
+    match fill {
+        Fill::Data => Ok(fill),
+        Fill::End(End::Clean) => Ok(fill),
+        Fill::End(End::Truncated) => Err(BodyError::Truncated.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_ends_where_it_says_and_leaves_the_rest() {
+        let mut source = Source::new(Framing::Length(5));
+        assert_eq!(
+            source.take(&mut *b"abc".to_vec()),
+            Ok(Step { consumed: 3, data_len: 3, ended: false })
+        );
+        assert_eq!(
+            source.take(&mut *b"deGET".to_vec()),
+            Ok(Step { consumed: 2, data_len: 2, ended: true })
+        );
+        assert_eq!(
+            Source::new(Framing::None).take(&mut []),
+            Ok(Step { consumed: 0, data_len: 0, ended: true })
+        );
+    }
+
+    #[test]
+    fn a_rate_allows_a_grace_and_what_was_earned() {
+        let pace = Pace::Rate { bytes_per_second: 100 };
+        let mut pacer = Pacer { pace, received: 0, waited: Duration::ZERO };
+        assert_eq!(pacer.allowance(), BODY_RATE_GRACE);
+        pacer.on_read(Duration::from_secs(9), 0);
+        assert_eq!(pacer.allowance(), BODY_RATE_GRACE - Duration::from_secs(9));
+        pacer.on_read(Duration::from_secs(1), 500);
+        assert_eq!(pacer.allowance(), Duration::from_secs(5));
+        pacer.on_read(Duration::from_secs(60), 500);
+        assert_eq!(pacer.allowance(), Duration::ZERO);
+    }
+}

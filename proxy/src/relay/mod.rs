@@ -1,0 +1,43 @@
+//! Bytes move: bodies of known framing, and tunnels. What was read is sent before the next read is waited for.
+
+mod body;
+mod tunnel;
+
+use thiserror::Error;
+
+pub use body::{BodyError, Pace, Sink, Source, Step, pump};
+pub use tunnel::{Ending, tunnel};
+
+use crate::error::Fault;
+use crate::stream::StreamError;
+
+/// Which end of a relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The one bytes come from.
+    From,
+    /// The one bytes go to.
+    To,
+}
+
+/// Why bytes stopped moving.
+#[derive(Debug, Error)]
+pub enum RelayError {
+    /// A socket failed.
+    #[error("{1}")]
+    Stream(Side, StreamError),
+    /// The framing of the body is malformed or ends too early.
+    #[error("{0}")]
+    Body(#[from] BodyError),
+}
+
+impl RelayError {
+    /// Whose fault it is when bytes go from `from` to `to`.
+    #[must_use]
+    pub fn fault(&self, from: Fault, to: Fault) -> Fault {
+        match self {
+            Self::Stream(Side::From, _) | Self::Body(_) => from,
+            Self::Stream(Side::To, _) => to,
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! A tunnel: bytes both ways without looking at them, each direction ending for itself.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use super::{RelayError, Side};
+use crate::stream::{End, Fill, Reader, StreamError, Writer};
+use crate::transport::Transport;
+
+/// How a tunnel ended without an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Both sides said that they were done.
+    Closed,
+    /// No byte in either direction for the idle timeout.
+    Idle,
+    /// The gateway is being stopped and its drain deadline has passed.
+    Drained,
+}
+
+/// Moves bytes between a client (`down`) and an upstream (`up`) until both directions have ended. Bytes that either
+/// reader already holds go first.
+///
+/// # Errors
+/// The side that failed: [`Side::From`] is the client, [`Side::To`] the upstream. The connections are to be closed
+/// without a clean end then, so that a truncation is seen.
+pub async fn tunnel<T: Transport, U: Transport>(
+    (down_reader, down_writer): (&mut Reader<T>, &mut Writer<T>),
+    (up_reader, up_writer): (&mut Reader<U>, &mut Writer<U>),
+    idle_timeout: Duration,
+) -> Result<Ending, RelayError> {
+    let (down_watch, up_watch) = (down_reader.share_watch(), up_reader.share_watch());
+    // A byte in either direction keeps both alive.
+    let touch = || {
+        down_watch.receive_within(idle_timeout);
+        up_watch.receive_within(idle_timeout);
+    };
+    touch();
+    let mut inbound = pin!(direction(down_reader, up_writer, &touch));
+    let mut outbound = pin!(direction(up_reader, down_writer, &touch));
+    let (mut inbound_done, mut outbound_done) = (false, false);
+    poll_fn(|cx| {
+        if !inbound_done && let Poll::Ready(result) = inbound.as_mut().poll(cx) {
+            match result {
+                Ok(Ending::Closed) => inbound_done = true,
+                Ok(ending) => return Poll::Ready(Ok(ending)),
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        if !outbound_done && let Poll::Ready(result) = outbound.as_mut().poll(cx) {
+            match result {
+                Ok(Ending::Closed) => outbound_done = true,
+                Ok(ending) => return Poll::Ready(Ok(ending)),
+                Err(error) => return Poll::Ready(Err(swap(error))),
+            }
+        }
+        if inbound_done && outbound_done { Poll::Ready(Ok(Ending::Closed)) } else { Poll::Pending }
+    })
+    .await
+}
+
+/// One direction until its end, which is passed on. `touch` is called for every movement.
+async fn direction<T: Transport, U: Transport>(
+    from: &mut Reader<T>,
+    to: &mut Writer<U>,
+    touch: &impl Fn(),
+) -> Result<Ending, RelayError> {
+    loop {
+        if !from.filled().is_empty() {
+            let to_error = |error| RelayError::Stream(Side::To, error);
+            to.push_all(from.filled()).await.map_err(to_error)?;
+            from.consume(from.filled().len());
+            to.flush().await.map_err(to_error)?;
+            touch();
+        }
+        match from.fill().await {
+            Ok(Fill::Data) => {}
+            Ok(Fill::End(End::Clean)) => {
+                // Half-close: the other direction goes on.
+                to.finish().await.map_err(|error| RelayError::Stream(Side::To, error))?;
+                return Ok(Ending::Closed);
+            }
+            Ok(Fill::End(End::Truncated)) => {
+                let cut = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+                return Err(RelayError::Stream(Side::From, StreamError::Io(cut)));
+            }
+            Err(StreamError::Expired) => return Ok(Ending::Idle),
+            Err(StreamError::Drained) => return Ok(Ending::Drained),
+            Err(error) => return Err(RelayError::Stream(Side::From, error)),
+        }
+    }
+}
+
+fn swap(error: RelayError) -> RelayError {
+    match error {
+        RelayError::Stream(Side::From, error) => RelayError::Stream(Side::To, error),
+        RelayError::Stream(Side::To, error) => RelayError::Stream(Side::From, error),
+        body @ RelayError::Body(_) => body,
+    }
+}

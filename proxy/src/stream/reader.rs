@@ -1,0 +1,352 @@
+//! The receiving half.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use super::{Count, StreamError};
+use crate::buffers::{Buffers, Class};
+use crate::ktls::{Opened, Opener};
+use crate::timers::Watched;
+use crate::transport::{Buffer, Transport};
+
+/// How a stream of input ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// By close_notify, or by FIN where there is no TLS.
+    Clean,
+    /// By FIN without close_notify: the input may have been cut (RFC 8446 §6.1).
+    Truncated,
+}
+
+/// What a wait for input brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// At least one more byte.
+    Data,
+    /// No more will come.
+    End(End),
+}
+
+/// Receives plaintext from a socket.
+///
+/// The buffer holds, in this order: plaintext not yet consumed (`0..plain`), a gap left by removed record framing
+/// (`plain..wire`), and bytes from the wire not yet opened (`wire..`). While a receive is in flight the operation owns
+/// the buffer and all three are empty here.
+pub struct Reader<T: Transport> {
+    watch: Rc<Watched<T>>,
+    io: T,
+    buffers: Rc<Buffers>,
+    opener: Option<Box<Opener>>,
+    buffer: Buffer,
+    plain: usize,
+    wire: usize,
+    /// Layout of the buffer that the receive in flight owns.
+    in_flight: Option<InFlight<T::Recv>>,
+    appetite: Appetite,
+    end: Option<End>,
+    count: Count,
+}
+
+struct InFlight<R> {
+    receive: R,
+    plain: usize,
+}
+
+/// Which size of buffer the next wait gets: grows at once, shrinks after a few small reads.
+#[derive(Clone, Copy, Debug)]
+struct Appetite {
+    class: Class,
+    small_reads: u8,
+}
+
+impl Appetite {
+    const SMALL_READS_MAX: u8 = 4;
+
+    fn on_read(&mut self, count: usize) {
+        if count >= self.class.bytes() {
+            *self = Self { class: self.class.larger(), small_reads: 0 };
+        } else if count > self.class.smaller().bytes() {
+            self.small_reads = 0;
+        } else {
+            self.small_reads += 1;
+            if self.small_reads >= Self::SMALL_READS_MAX {
+                *self = Self { class: self.class.smaller(), small_reads: 0 };
+            }
+        }
+    }
+}
+
+impl<T: Transport> Reader<T> {
+    /// A half without TLS.
+    #[must_use]
+    pub fn plain(watch: Rc<Watched<T>>, io: T, buffers: Rc<Buffers>) -> Self {
+        Self {
+            watch,
+            io,
+            buffers,
+            opener: None,
+            buffer: Buffer::default(),
+            plain: 0,
+            wire: 0,
+            in_flight: None,
+            appetite: Appetite { class: Class::Small, small_reads: 0 },
+            end: None,
+            count: 0,
+        }
+    }
+
+    /// A half whose records `opener` opens; `leftover` holds what was received behind the handshake.
+    #[must_use]
+    pub fn tls(
+        watch: Rc<Watched<T>>,
+        io: T,
+        buffers: Rc<Buffers>,
+        opener: Opener,
+        leftover: Buffer,
+    ) -> Self {
+        let mut reader = Self::plain(watch, io, buffers);
+        reader.opener = Some(Box::new(opener));
+        reader.buffer = leftover;
+        reader
+    }
+
+    /// Plaintext received and not yet consumed.
+    #[must_use]
+    pub fn filled(&self) -> &[u8] {
+        &self.buffer.filled()[..self.plain]
+    }
+
+    /// The same, to be changed in place.
+    #[must_use]
+    pub fn filled_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer.filled_mut()[..self.plain]
+    }
+
+    /// Drops `count` bytes of plaintext from the front.
+    ///
+    /// # Panics
+    /// When `count` exceeds what is filled: a defect of the caller.
+    pub fn consume(&mut self, count: usize) {
+        assert!(count <= self.plain, "consumed more plaintext than there is");
+        let dropped = if count == self.plain { self.wire } else { count };
+        self.buffer.consume(dropped);
+        self.plain -= count;
+        self.wire -= dropped;
+        self.count += count as u64;
+    }
+
+    /// Plaintext bytes consumed so far.
+    #[must_use]
+    pub fn count(&self) -> Count {
+        self.count
+    }
+
+    /// The end, once it has been reached; unconsumed plaintext may still be there.
+    #[must_use]
+    pub fn end(&self) -> Option<End> {
+        self.end
+    }
+
+    /// The deadlines of the socket.
+    #[must_use]
+    pub fn watch(&self) -> &Watched<T> {
+        &self.watch
+    }
+
+    /// The same, to be kept.
+    #[must_use]
+    pub fn share_watch(&self) -> Rc<Watched<T>> {
+        Rc::clone(&self.watch)
+    }
+
+    /// Waits until there is more plaintext than before, or the end.
+    ///
+    /// Giving the future up loses nothing: the next call goes on waiting.
+    ///
+    /// # Errors
+    /// As [`StreamError`] says; the half is of no further use then.
+    pub fn fill(&mut self) -> impl Future<Output = Result<Fill, StreamError>> {
+        poll_fn(|cx| self.poll_fill(cx))
+    }
+
+    /// The same as a poll function. Must not be called with plaintext unconsumed unless more of it is wanted: while the
+    /// receive is in flight that plaintext cannot be seen.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<Fill, StreamError>> {
+        loop {
+            if let Some(in_flight) = &mut self.in_flight {
+                let (result, buffer) = ready!(Pin::new(&mut in_flight.receive).poll(cx));
+                self.plain = in_flight.plain;
+                self.wire = in_flight.plain;
+                self.in_flight = None;
+                self.buffer = buffer;
+                self.on_received(result)?;
+            }
+            let before = self.plain;
+            self.open_records()?;
+            if self.plain > before {
+                return Poll::Ready(Ok(Fill::Data));
+            }
+            if let Some(end) = self.end {
+                return Poll::Ready(Ok(Fill::End(end)));
+            }
+            self.receive()?;
+        }
+    }
+
+    /// Whether a receive is in flight and nothing has come: the state in which an idle connection may be reused.
+    pub fn is_quiet(&mut self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        self.plain == 0 && self.end.is_none() && self.poll_fill(&mut cx).is_pending()
+    }
+
+    fn on_received(&mut self, result: io::Result<usize>) -> Result<(), StreamError> {
+        match result {
+            Ok(0) => self.on_eof(),
+            Ok(count) => {
+                self.appetite.on_read(count);
+                if self.buffer.spare() == 0 { self.receive_rest() } else { Ok(()) }
+            }
+            Err(error) if is_retry(&error) => Ok(()),
+            Err(error) => Err(self.watch.shut().map_or(error.into(), StreamError::from)),
+        }
+    }
+
+    fn on_eof(&mut self) -> Result<(), StreamError> {
+        if let Some(cause) = self.watch.shut() {
+            return Err(cause.into());
+        }
+        let end = if self.opener.is_some() { End::Truncated } else { End::Clean };
+        self.end.get_or_insert(end);
+        Ok(())
+    }
+
+    /// A full buffer means that there is more: takes what is there into a larger one, without waiting.
+    fn receive_rest(&mut self) -> Result<(), StreamError> {
+        let class = Class::holding(self.buffer.capacity());
+        if class == Class::Bulk {
+            return Ok(());
+        }
+        self.grow(class.larger());
+        match self.io.try_recv(&mut self.buffer) {
+            Ok(0) => self.on_eof(),
+            Ok(count) => {
+                self.appetite.on_read(count);
+                Ok(())
+            }
+            // An error comes again at the next receive, after the bytes before it have been used.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Moves plaintext and unopened bytes, without the gap, to a buffer of `class`.
+    fn grow(&mut self, class: Class) {
+        let mut larger = self.buffers.take(class);
+        larger.append(&self.buffer.filled()[..self.plain]);
+        larger.append(&self.buffer.filled()[self.wire..]);
+        self.wire = self.plain;
+        self.buffers.give(std::mem::replace(&mut self.buffer, larger));
+    }
+
+    /// Starts a receive into a buffer with room for at least the rest of the record that has begun.
+    fn receive(&mut self) -> Result<(), StreamError> {
+        let unopened = self.buffer.len() - self.wire;
+        let kept = self.plain + unopened;
+        if kept == 0 {
+            if Class::holding(self.buffer.capacity()) != self.appetite.class
+                || self.buffer.capacity() == 0
+            {
+                let buffer = self.buffers.take(self.appetite.class);
+                self.buffers.give(std::mem::replace(&mut self.buffer, buffer));
+            }
+            self.buffer.clear();
+        } else {
+            let missing = match &self.opener {
+                Some(opener) => opener.missing(&self.buffer.filled()[self.wire..]),
+                None => 1,
+            };
+            if self.buffer.capacity() < kept + missing {
+                if kept + missing > Class::Bulk.bytes() {
+                    return Err(StreamError::Overflow);
+                }
+                self.grow(Class::holding(kept + missing));
+            } else if self.buffer.spare() < missing {
+                let (plain, wire) = (self.plain, self.wire);
+                self.buffer.filled_mut().copy_within(wire.., plain);
+                self.buffer.truncate(kept);
+                self.buffer.compact();
+                self.wire = plain;
+            }
+        }
+        // The gap goes along inside the buffer only if it is empty, so that one number describes the layout.
+        if self.wire != self.plain {
+            let (plain, wire) = (self.plain, self.wire);
+            self.buffer.filled_mut().copy_within(wire.., plain);
+            self.buffer.truncate(kept);
+        }
+        let buffer = std::mem::take(&mut self.buffer);
+        self.in_flight = Some(InFlight { receive: self.io.recv(buffer), plain: self.plain });
+        self.plain = 0;
+        self.wire = 0;
+        Ok(())
+    }
+
+    /// Opens every complete record in the buffer.
+    fn open_records(&mut self) -> Result<(), StreamError> {
+        let Some(opener) = &mut self.opener else {
+            self.plain = self.buffer.len();
+            self.wire = self.plain;
+            return Ok(());
+        };
+        while self.end.is_none() {
+            let record = &mut self.buffer.filled_mut()[self.wire..];
+            match opener.open(record)? {
+                Opened::Partial => break,
+                Opened::Data { payload, record_len } if self.plain == 0 => {
+                    // Nothing stands before it: the plaintext stays where it was decrypted.
+                    self.buffer.consume(self.wire + payload.start);
+                    self.plain = payload.len();
+                    self.wire = record_len - payload.start;
+                }
+                Opened::Data { payload, record_len } => {
+                    let from = self.wire + payload.start..self.wire + payload.end;
+                    self.plain += payload.len();
+                    let to = self.plain - payload.len();
+                    self.buffer.filled_mut().copy_within(from, to);
+                    self.wire += record_len;
+                }
+                Opened::Handled { record_len } => self.wire += record_len,
+                Opened::CloseNotify => self.end = Some(End::Clean),
+            }
+            if self.plain == 0 {
+                self.buffer.consume(self.wire);
+                self.wire = 0;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<T: Transport> Drop for Reader<T> {
+    fn drop(&mut self) {
+        self.buffers.give(std::mem::take(&mut self.buffer));
+    }
+}
+
+impl<T: Transport> std::fmt::Debug for Reader<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader")
+            .field("plain", &self.plain)
+            .field("wire", &(self.buffer.len() - self.wire))
+            .field("in_flight", &self.in_flight.is_some())
+            .field("end", &self.end)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether an operation is simply to be done again.
+pub(crate) fn is_retry(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
+}

@@ -1,0 +1,289 @@
+//! The sending half.
+
+use std::io;
+use std::net::Shutdown;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::reader::is_retry;
+use super::{Count, StreamError};
+use crate::buffers::{Buffers, Class};
+use crate::ktls::Sealer;
+use crate::limits::RECORD_PLAINTEXT_MAX;
+use crate::timers::Watched;
+use crate::transport::{Buffer, Transport};
+
+/// Sends plaintext to a socket.
+///
+/// Pushed bytes are staged where they will be sealed: each record's plaintext stands in a slot with room for its header
+/// and tag, so that sealing needs no further copy and the sealed records lie side by side, ready for one send.
+pub struct Writer<T: Transport> {
+    watch: Rc<Watched<T>>,
+    io: T,
+    buffers: Rc<Buffers>,
+    sealer: Option<Box<Sealer>>,
+    stage: Buffer,
+    /// Plaintext bytes in the last slot of the stage, when that slot is still open.
+    slot: Option<usize>,
+    timeout: Duration,
+    state: State,
+    count: Count,
+    wire_count: Count,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// A send is under way; found again at the next call it means that the send was given up.
+    Sending,
+    /// Finished in good order.
+    Finished,
+}
+
+impl<T: Transport> Writer<T> {
+    /// A half without TLS. A send that makes no progress for `timeout` fails.
+    #[must_use]
+    pub fn plain(watch: Rc<Watched<T>>, io: T, buffers: Rc<Buffers>, timeout: Duration) -> Self {
+        Self {
+            watch,
+            io,
+            buffers,
+            sealer: None,
+            stage: Buffer::default(),
+            slot: None,
+            timeout,
+            state: State::Open,
+            count: 0,
+            wire_count: 0,
+        }
+    }
+
+    /// A half whose plaintext `sealer` seals.
+    #[must_use]
+    pub fn tls(
+        watch: Rc<Watched<T>>,
+        io: T,
+        buffers: Rc<Buffers>,
+        timeout: Duration,
+        sealer: Sealer,
+    ) -> Self {
+        let mut writer = Self::plain(watch, io, buffers, timeout);
+        writer.sealer = Some(Box::new(sealer));
+        writer
+    }
+
+    /// Bytes that the kernel took so far: while it does not grow, the peer cannot have seen anything.
+    #[must_use]
+    pub fn wire_count(&self) -> Count {
+        self.wire_count
+    }
+
+    /// Plaintext bytes staged or sent so far.
+    #[must_use]
+    pub fn count(&self) -> Count {
+        self.count
+    }
+
+    /// Whether a flush would have nothing to send.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.stage.is_empty()
+    }
+
+    /// Whether the peer still can be told anything: nothing failed and the end was not sent.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.state == State::Open
+    }
+
+    /// Stages as much of `bytes` as fits and returns how much that is; what does not fit needs a flush first.
+    pub fn push(&mut self, bytes: &[u8]) -> usize {
+        let mut taken = 0;
+        while taken < bytes.len() {
+            let count = self.push_slot(&bytes[taken..]);
+            if count == 0 {
+                break;
+            }
+            taken += count;
+        }
+        self.count += taken as u64;
+        taken
+    }
+
+    /// Stages and sends all of `bytes`; the last part may stay staged until the next flush.
+    ///
+    /// # Errors
+    /// As [`Writer::flush`].
+    pub async fn push_all(&mut self, mut bytes: &[u8]) -> Result<(), StreamError> {
+        loop {
+            let taken = self.push(bytes);
+            bytes = &bytes[taken..];
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            self.flush().await?;
+        }
+    }
+
+    /// Sends everything staged.
+    ///
+    /// # Errors
+    /// The socket's error, [`StreamError::Expired`] when the peer takes nothing for too long, or
+    /// [`StreamError::Broken`] after an earlier failure.
+    pub async fn flush(&mut self) -> Result<(), StreamError> {
+        if self.state != State::Open {
+            return Err(StreamError::Broken);
+        }
+        if self.stage.is_empty() {
+            return Ok(());
+        }
+        if let Some(sealer) = &mut self.sealer {
+            let mut control = Vec::new();
+            sealer.take_key_update(&mut control)?;
+            if !control.is_empty() {
+                self.send_control(&control).await?;
+            }
+        }
+        self.seal()?;
+        let wire = std::mem::take(&mut self.stage);
+        self.send(wire).await
+    }
+
+    /// Tells the peer that nothing follows: close_notify where there is TLS, then FIN.
+    ///
+    /// # Errors
+    /// As [`Writer::flush`].
+    pub async fn finish(&mut self) -> Result<(), StreamError> {
+        self.flush().await?;
+        if let Some(sealer) = &mut self.sealer {
+            let mut alert = Vec::new();
+            sealer.close_notify(&mut alert)?;
+            self.send_control(&alert).await?;
+        }
+        self.io.shutdown(Shutdown::Write);
+        self.state = State::Finished;
+        Ok(())
+    }
+
+    /// Sends a sealed control record, which stands apart from what is staged.
+    async fn send_control(&mut self, record: &[u8]) -> Result<(), StreamError> {
+        let mut buffer = self.buffers.take(Class::holding(record.len()));
+        buffer.append(record);
+        self.send(buffer).await
+    }
+
+    /// Sends `buffer` to the last byte.
+    async fn send(&mut self, mut buffer: Buffer) -> Result<(), StreamError> {
+        self.state = State::Sending;
+        let result = loop {
+            self.watch.send_within(self.timeout);
+            let (result, rest) = self.io.send(buffer).await;
+            buffer = rest;
+            if let Ok(count) = result {
+                self.wire_count += count as u64;
+            }
+            match result {
+                Ok(_) if buffer.is_empty() => break Ok(()),
+                Ok(0) => break Err(StreamError::Io(io::ErrorKind::WriteZero.into())),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if let Err(error) = self.io.writable().await {
+                        break Err(error.into());
+                    }
+                }
+                Err(error) if is_retry(&error) => {}
+                Err(error) => {
+                    break Err(self.watch.shut().map_or(error.into(), StreamError::from));
+                }
+            }
+        };
+        self.watch.send_at_leisure();
+        self.buffers.give(buffer);
+        if result.is_ok() {
+            self.state = State::Open;
+        }
+        result
+    }
+
+    fn margins(&self) -> (usize, usize) {
+        self.sealer.as_ref().map_or((0, 0), |sealer| (sealer.headroom(), sealer.tailroom()))
+    }
+
+    /// Stages bytes into the open slot, or opens one. Zero when the stage is full.
+    fn push_slot(&mut self, bytes: &[u8]) -> usize {
+        let Some(_) = &self.sealer else {
+            self.reserve(bytes.len());
+            return self.stage.append(bytes);
+        };
+        let (headroom, tailroom) = self.margins();
+        let used = match self.slot {
+            Some(used) if used < RECORD_PLAINTEXT_MAX => used,
+            Some(_) => {
+                self.close_slot();
+                0
+            }
+            None => 0,
+        };
+        let margin = tailroom + if self.slot.is_some() { 0 } else { headroom };
+        let wanted = bytes.len().min(RECORD_PLAINTEXT_MAX - used);
+        // Reserving for all of the rest spares growing slot by slot; each slot brings its own margins.
+        let slots = bytes.len() / RECORD_PLAINTEXT_MAX + 1;
+        self.reserve(bytes.len() + slots * (headroom + tailroom) + tailroom);
+        let room = self.stage.spare().saturating_sub(margin).min(wanted);
+        if room == 0 {
+            return 0;
+        }
+        if self.slot.is_none() {
+            self.stage.advance(headroom);
+        }
+        self.stage.append(&bytes[..room]);
+        self.slot = Some(used + room);
+        room
+    }
+
+    /// Makes room for `more` bytes, as far as the largest buffer allows.
+    fn reserve(&mut self, more: usize) {
+        if self.stage.spare() >= more {
+            return;
+        }
+        let class = Class::holding(self.stage.len() + more);
+        if class.bytes() > self.stage.capacity() {
+            let mut larger = self.buffers.take(class);
+            larger.append(self.stage.filled());
+            self.buffers.give(std::mem::replace(&mut self.stage, larger));
+        }
+    }
+
+    fn close_slot(&mut self) {
+        if self.slot.take().is_some() {
+            let (_, tailroom) = self.margins();
+            self.stage.advance(tailroom);
+        }
+    }
+
+    /// Seals every slot in place.
+    fn seal(&mut self) -> Result<(), StreamError> {
+        self.close_slot();
+        let (headroom, tailroom) = self.margins();
+        let Some(sealer) = &mut self.sealer else { return Ok(()) };
+        for slot in self.stage.filled_mut().chunks_mut(headroom + RECORD_PLAINTEXT_MAX + tailroom) {
+            sealer.seal_slot(slot)?;
+        }
+        Ok(())
+    }
+}
+
+impl<T: Transport> Drop for Writer<T> {
+    fn drop(&mut self) {
+        self.buffers.give(std::mem::take(&mut self.stage));
+    }
+}
+
+impl<T: Transport> std::fmt::Debug for Writer<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer")
+            .field("staged", &self.stage.len())
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,7 @@
+//! What happened, told to people: one access-log line per request and per tunnel.
+
+mod line;
+mod log;
+
+pub use line::{DataPath, Kind, Outcome, Record, TlsPath};
+pub use log::AccessLog;

@@ -1,0 +1,267 @@
+//! One core: a thread with its own listeners, ring, pool, buffers and timers. It shares nothing with the others but the
+//! configuration and the counting of connections.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::SockAddr;
+use thiserror::Error;
+use tokio::sync::watch;
+
+use crate::accept::{Admission, Ticket};
+use crate::addr::ClientAddr;
+use crate::buffers::Buffers;
+use crate::connection::{self, Core, Door};
+use crate::generation::{Generation, Shared};
+use crate::limits::{ABORT_GRACE, ACCEPT_PAUSE, TIMER_TICK};
+use crate::pool::{Network, Target};
+use crate::timers::{Activity, Timers};
+use crate::uring::{self, AcceptError, ListenOptions, Listener, Ring, Socket, StartError};
+
+/// What a worker is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Serve.
+    Serving,
+    /// Accept no more, finish what was begun, then end.
+    Draining,
+    /// The time for that is over: end.
+    Aborting,
+}
+
+/// Orders from the control thread.
+#[derive(Clone, Debug)]
+pub struct Orders {
+    /// The configuration for new requests.
+    pub shared: Arc<Shared>,
+    /// What to do.
+    pub phase: Phase,
+}
+
+/// What a worker reports when it accepts connections.
+#[derive(Clone, Debug)]
+pub struct Started {
+    /// Where it is bound, in the order of the configured listeners.
+    pub addresses: Vec<SocketAddr>,
+    /// The ring it got.
+    pub ring: Ring,
+}
+
+/// Why a worker could not start.
+#[derive(Debug, Error)]
+pub enum WorkerError {
+    /// An address cannot be bound.
+    #[error("cannot listen on {0}: {1}{hint}", hint = bind_hint(.1))]
+    Bind(SocketAddr, io::Error),
+    /// No ring.
+    #[error("{0}")]
+    Ring(#[from] StartError),
+}
+
+fn bind_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
+        }
+        io::ErrorKind::AddrInUse => "; another program listens there (`ss -ltnp` shows which)",
+        io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
+        _ => "",
+    }
+}
+
+/// The network as seen through a ring.
+#[derive(Debug)]
+pub struct RingNetwork;
+
+impl Network for RingNetwork {
+    type Io = Socket;
+    type Connecting = Connecting;
+
+    fn connect(&self, target: &Target) -> io::Result<(Socket, Connecting)> {
+        let address = match target {
+            Target::Tcp(address) => SockAddr::from(*address),
+            Target::Unix(path) => SockAddr::unix(path)?,
+        };
+        let connecting = Socket::connect(&address)?;
+        Ok((connecting.socket().clone(), Connecting(connecting)))
+    }
+}
+
+/// A connection being made on the ring.
+pub struct Connecting(uring::Connecting);
+
+impl Future for Connecting {
+    type Output = io::Result<Socket>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx)
+    }
+}
+
+type WorkerCore = Core<RingNetwork>;
+
+/// Runs a worker on this thread until it has drained. `addresses` are those of the configured listeners, with the ports
+/// taken where the configuration leaves them open. `started` is called once, when the worker accepts connections.
+///
+/// # Errors
+/// When it cannot start.
+pub fn run(
+    addresses: &[SocketAddr],
+    orders: watch::Receiver<Orders>,
+    admission: &Arc<Admission>,
+    started: impl FnOnce(Started),
+) -> Result<(), WorkerError> {
+    uring::start(uring::Setup::default(), |ring| async move {
+        let listeners = bind(addresses)?;
+        let bound = listeners.iter().map(|(_, address)| *address).collect();
+        let worker = Worker::new(orders, Arc::clone(admission));
+        let config = Arc::clone(&worker.orders.borrow().borrow().shared);
+        for ((listener, address), configured) in listeners.iter().zip(&config.config.listeners) {
+            let door = Door { service: configured.service, port: address.port() };
+            uring::spawn(accept(Rc::clone(&worker), Rc::clone(listener), door));
+        }
+        started(Started { addresses: bound, ring });
+        worker.serve(&listeners).await;
+        Ok(())
+    })?
+}
+
+type Listeners = Vec<(Rc<Listener>, SocketAddr)>;
+
+fn bind(addresses: &[SocketAddr]) -> Result<Listeners, WorkerError> {
+    let options = ListenOptions {
+        keep_alive: Some((Duration::from_secs(60), Duration::from_secs(10))),
+        unacknowledged: Some(Duration::from_secs(90)),
+        ..ListenOptions::default()
+    };
+    let bind = |address: &SocketAddr| {
+        let error = |error| WorkerError::Bind(*address, error);
+        let listener = Listener::bind(*address, &options).map_err(error)?;
+        let bound = listener.local_addr().map_err(error)?;
+        Ok((Rc::new(listener), bound))
+    };
+    addresses.iter().map(bind).collect()
+}
+
+struct Worker {
+    core: Rc<WorkerCore>,
+    network: Rc<RingNetwork>,
+    orders: RefCell<watch::Receiver<Orders>>,
+    admission: Arc<Admission>,
+    connections: Cell<usize>,
+}
+
+impl Worker {
+    fn new(orders: watch::Receiver<Orders>, admission: Arc<Admission>) -> Rc<Self> {
+        let (timers, buffers) = (Timers::new(), Rc::new(Buffers::default()));
+        let network = Rc::new(RingNetwork);
+        let shared = Arc::clone(&orders.borrow().shared);
+        let generation =
+            Generation::new(shared, Rc::clone(&network), Rc::clone(&timers), Rc::clone(&buffers));
+        let core = Rc::new(Core {
+            timers,
+            buffers,
+            generation: RefCell::new(generation),
+            is_draining: Cell::new(false),
+        });
+        let orders = RefCell::new(orders);
+        Rc::new(Self { core, network, orders, admission, connections: Cell::new(0) })
+    }
+
+    /// Keeps the clock and follows orders until there is nothing left to do.
+    async fn serve(self: &Rc<Self>, listeners: &Listeners) {
+        let mut phase = Phase::Serving;
+        let mut ticks: u32 = 0;
+        let mut aborted_for = Duration::ZERO;
+        loop {
+            tokio::time::sleep(TIMER_TICK).await;
+            self.core.timers.sweep();
+            ticks = ticks.wrapping_add(1);
+            if ticks.is_multiple_of(20) {
+                self.core.generation.borrow().pool.reap();
+            }
+            self.follow(&mut phase, listeners);
+            match phase {
+                Phase::Serving => {}
+                Phase::Draining if self.connections.get() == 0 => return,
+                // A connection may have become idle since the order came.
+                Phase::Draining => self.core.timers.close(&[Activity::Idle]),
+                Phase::Aborting => {
+                    aborted_for += TIMER_TICK;
+                    if self.connections.get() == 0 || aborted_for >= ABORT_GRACE {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn follow(&self, phase: &mut Phase, listeners: &Listeners) {
+        let mut orders = self.orders.borrow_mut();
+        if !orders.has_changed().unwrap_or(false) {
+            return;
+        }
+        let new = orders.borrow_and_update().clone();
+        let current = Rc::clone(&self.core.generation.borrow());
+        if !Arc::ptr_eq(&current.shared, &new.shared) {
+            let generation = Generation::new(
+                new.shared,
+                Rc::clone(&self.network),
+                Rc::clone(&self.core.timers),
+                Rc::clone(&self.core.buffers),
+            );
+            *self.core.generation.borrow_mut() = generation;
+        }
+        if new.phase >= Phase::Draining && *phase == Phase::Serving {
+            self.core.is_draining.set(true);
+            for (listener, _) in listeners {
+                listener.close();
+            }
+            self.core.timers.close(&[Activity::Idle]);
+        }
+        if new.phase == Phase::Aborting && *phase != Phase::Aborting {
+            self.core.timers.close(&[Activity::Idle, Activity::Tunnel, Activity::Exchange]);
+        }
+        *phase = new.phase;
+    }
+}
+
+/// Accepts until the listener is closed.
+async fn accept(worker: Rc<Worker>, listener: Rc<Listener>, door: Door) {
+    loop {
+        match listener.accept().await {
+            Ok((socket, address)) => {
+                let client = ClientAddr::new(address);
+                match worker.admission.admit(client) {
+                    Ok(ticket) => spawn(&worker, socket, client, door, ticket),
+                    Err(shed) => tracing::debug!(client = %client, "not admitted: {shed}"),
+                }
+            }
+            Err(AcceptError::Closed) => return,
+            Err(error @ AcceptError::Exhausted(_)) => {
+                tracing::warn!("{error}; connections wait meanwhile");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            Err(error @ AcceptError::Broken(_)) => {
+                tracing::error!("{error}");
+                return;
+            }
+        }
+    }
+}
+
+fn spawn(worker: &Rc<Worker>, socket: Socket, client: ClientAddr, door: Door, ticket: Ticket) {
+    let worker = Rc::clone(worker);
+    worker.connections.set(worker.connections.get() + 1);
+    uring::spawn(async move {
+        connection::serve(Rc::clone(&worker.core), socket, client, door).await;
+        worker.connections.set(worker.connections.get() - 1);
+        drop(ticket);
+    });
+}
