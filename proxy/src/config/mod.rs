@@ -17,6 +17,8 @@ mod sections;
 mod server;
 mod source;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::Path;
@@ -101,6 +103,7 @@ pub fn parse(
         report.push(Severity::Error, "", error.span().unwrap_or(0..0), fault);
     }
     if report.has_errors() {
+        report.sort();
         return Err(report);
     }
 

@@ -32,7 +32,7 @@ pub struct Problem {
     pub line: usize,
     /// Column in characters, counted from 1; 0 without a span.
     pub column: usize,
-    /// What is wrong, naming the value.
+    /// A whole sentence: the key, and what is wrong with its value.
     pub message: String,
     /// What is allowed there; may be empty.
     pub expected: String,
@@ -82,7 +82,11 @@ impl Report {
             span: Some(start..end),
             line: self.line_of(start),
             column: before.get(line_start..).unwrap_or_default().chars().count() + 1,
-            message: fault.message,
+            message: match (key, fault.predicate) {
+                ("", _) => fault.message,
+                (_, true) => format!("`{key}` {}", fault.message),
+                (_, false) => format!("`{key}`: {}", fault.message),
+            },
             expected: fault.expected,
             hint: fault.hint,
         });
@@ -174,15 +178,10 @@ impl Report {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,
         };
-        let title = if problem.key.is_empty() {
-            problem.message.clone()
-        } else {
-            format!("`{}`: {}", problem.key, problem.message)
-        };
         let hint = problem.hint.as_deref().map(|hint| Level::HELP.message(hint));
         match &problem.span {
             None => {
-                let title = level.primary_title(title);
+                let title = level.primary_title(problem.message.as_str());
                 match hint {
                     Some(hint) => title.element(hint),
                     None => Group::with_title(title),
@@ -194,7 +193,7 @@ impl Report {
                     annotation = annotation.label(problem.expected.as_str());
                 }
                 let snippet = Snippet::source(self.text.as_str()).path(file).annotation(annotation);
-                let group = level.primary_title(title).element(snippet);
+                let group = level.primary_title(problem.message.as_str()).element(snippet);
                 match hint {
                     Some(hint) => group.element(hint),
                     None => group,
@@ -217,6 +216,8 @@ impl std::error::Error for Report {}
 pub(super) struct Fault {
     /// What is wrong, naming the value.
     pub(super) message: String,
+    /// Whether the message goes on from the key, as in "is missing".
+    pub(super) predicate: bool,
     /// What is allowed; may be empty.
     pub(super) expected: String,
     /// What to do about it.
@@ -225,7 +226,12 @@ pub(super) struct Fault {
 
 impl Fault {
     pub(super) fn new(message: impl Into<String>, expected: impl Into<String>) -> Self {
-        Self { message: message.into(), expected: expected.into(), hint: None }
+        Self { message: message.into(), predicate: false, expected: expected.into(), hint: None }
+    }
+
+    /// What is wrong, as a predicate whose subject is the key.
+    pub(super) fn that(predicate: impl Into<String>, expected: impl Into<String>) -> Self {
+        Self { predicate: true, ..Self::new(predicate, expected) }
     }
 
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {

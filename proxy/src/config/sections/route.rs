@@ -32,11 +32,8 @@ pub(in crate::config) fn routes(
     report: &mut Report,
     upstreams: &mut Upstreams,
 ) -> Vec<Route> {
-    let tables = root.tables(report, "route");
-    if tables.is_empty() {
-        let hint = "begin with [[route]] and upstream = \"http://127.0.0.1:8080\"";
-        root.missing(report, "route", hint);
-    }
+    let hint = "begin with [[route]] and upstream = \"http://127.0.0.1:8080\"";
+    let tables = root.tables(report, "route", Some(hint));
     let mut routes: Vec<(Route, usize)> = Vec::new();
     for mut table in tables {
         let (key, span) = table.place();
@@ -81,7 +78,7 @@ fn route(table: &mut Table<'_>, report: &mut Report, upstreams: &mut Upstreams) 
         && upgrade_timeout > GUACAMOLE_UPGRADE_TIMEOUT_MAX
         && let Some(item) = table.get("upgrade_timeout")
     {
-        let fault = Fault::new("is above 10s", "at most 10s for Guacamole");
+        let fault = Fault::that("is above 10s", "at most 10s for Guacamole");
         let hint = "its client does not fall back to HTTP after an upgrade that hangs";
         item.warning(report, fault.hint(hint));
     }
@@ -126,7 +123,7 @@ fn target(
     report: &mut Report,
     upstreams: &mut Upstreams,
 ) -> Option<(usize, Option<String>)> {
-    let hint = "such as upstream = \"http://127.0.0.1:8080\"";
+    let hint = "for example: upstream = \"http://127.0.0.1:8080\"";
     let item = table.need(report, "upstream", hint);
     let path_item = table.get("upstream_path");
     let path = match &path_item {
@@ -146,7 +143,7 @@ fn target(
     });
     let (upstream, url_path) = item.note(report, read)?;
     if let (Some(own), Some(_), Some(_)) = (&path_item, &path, &url_path) {
-        let fault = Fault::new("stands beside a path in `upstream`", "one of the two");
+        let fault = Fault::that("stands beside a path in `upstream`", "one of the two");
         own.error(report, fault.hint("leave the path out of the URL"));
     }
     Some((upstream, path.or(url_path)))

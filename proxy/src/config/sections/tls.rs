@@ -56,7 +56,7 @@ pub(in crate::config) fn tls(
     let mut sites = Sites::default();
     let mut taken = HashSet::new();
     let mut certificates = Vec::new();
-    let mut site_tables = table.tables(report, "site");
+    let mut site_tables = table.tables(report, "site", None);
     for site in &mut site_tables {
         if let Some(summary) = self::site(site, report, around, &mut sites, &mut taken) {
             certificates.push(summary);
@@ -130,7 +130,7 @@ fn site(
     let listed: Option<Vec<(Host, Item<'_>)>> = names.as_ref().map(|item| {
         let list = item.list();
         if list.is_empty() {
-            item.error(report, Fault::new("is an empty list", "at least one name"));
+            item.error(report, Fault::that("is an empty list", "at least one name"));
         }
         list.into_iter()
             .filter_map(|element| {
