@@ -23,8 +23,8 @@ pub enum Severity {
 pub struct Problem {
     /// Whether the file is refused for it.
     pub severity: Severity,
-    /// Path of the key, such as `route[2].upstream`; elements of arrays are counted from 1. Empty when the
-    /// problem belongs to no key.
+    /// Path of the key, such as `route[2].upstream`; elements of arrays are counted from 1. Empty
+    /// when the problem belongs to no key.
     pub key: String,
     /// Where in the file, as byte offsets; None when the file could not be read.
     pub span: Option<Range<usize>>,
@@ -132,8 +132,8 @@ impl Report {
         self.problems.iter().filter(|problem| problem.severity == severity).count()
     }
 
-    /// The whole report as text for a terminal, with colours when `colour` is set. [`fmt::Display`] is the
-    /// same without colours.
+    /// The whole report as text for a terminal, with colours when `colour` is set. [`fmt::Display`]
+    /// is the same without colours.
     #[must_use]
     pub fn render(&self, colour: bool) -> String {
         if self.is_empty() {
@@ -143,7 +143,8 @@ impl Report {
         let file = self.file.to_string_lossy();
         let groups: Vec<Group<'_>> =
             self.problems.iter().map(|problem| self.group(problem, &file)).collect();
-        // One call per group: rendered together, line numbers of unrelated problems would be aligned.
+        // One call per group: rendered together, line numbers of unrelated problems would be
+        // aligned.
         let mut text = String::new();
         for group in groups {
             text.push_str(&renderer.render(&[group]));
@@ -249,8 +250,8 @@ pub(super) fn quoted(value: &str) -> String {
     format!("\"{}{dots}\"", shown.escape_debug())
 }
 
-/// Replaces everything from a PEM begin marker to its end marker (or to the end) by `*`, byte for byte, so
-/// that offsets and line breaks stay where they were.
+/// Replaces everything from a PEM begin marker to its end marker (or to the end) by `*`, byte for
+/// byte, so that offsets and line breaks stay where they were.
 pub(super) fn mask_pem(text: &str) -> String {
     const BEGIN: &str = "-----BEGIN";
     const END: &str = "-----END";

@@ -75,7 +75,8 @@ pub(super) fn size(text: &str) -> Result<u64, Fault> {
     };
     let (Some(shift), false) = (shift, number.is_empty()) else {
         return Err(Fault::new(format!("{} is not a size", quoted(text)), "").hint(
-            "write a whole number of bytes, or text with a binary unit: \"32KiB\", \"4MiB\", \"1GiB\"",
+            "write a whole number of bytes, or text with a binary unit: \"32KiB\", \"4MiB\", \
+             \"1GiB\"",
         ));
     };
     number
@@ -244,8 +245,8 @@ pub(super) fn is_url(text: &str) -> bool {
     text.contains("://") || text.starts_with("unix:") || text.contains('/')
 }
 
-/// `http://host:port`, `http://host:port/path/` or `unix:/path`. The path, where there is one, comes back
-/// in canonical form.
+/// `http://host:port`, `http://host:port/path/` or `unix:/path`. The path, where there is one,
+/// comes back in canonical form.
 pub(super) fn upstream_url(text: &str) -> Result<(EndpointAddr, Option<String>), Fault> {
     let expected = "http://host:port or unix:/path/to/socket";
     let fault = |why: &str| Fault::new(format!("{} {why}", quoted(text)), expected);

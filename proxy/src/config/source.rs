@@ -67,8 +67,8 @@ impl FileSource for Disk {
         }
         let mut mode = metadata.permissions().mode() & 0o7777;
         if self.credentials.as_ref().is_some_and(|directory| path.starts_with(directory)) {
-            // systemd grants the service's user access by an ACL, and an ACL's mask is shown in the place
-            // of the group bits. The group itself has no access.
+            // systemd grants the service's user access by an ACL, and an ACL's mask is shown in the
+            // place of the group bits. The group itself has no access.
             mode &= !0o070;
         }
         Ok(FileContents { bytes, mode })

@@ -1,5 +1,5 @@
-//! Walks a parsed TOML document and notes everything wrong on the way instead of stopping at the first
-//! mistake. A table knows which keys were asked for; what is left over at the end is unknown.
+//! Walks a parsed TOML document and notes everything wrong on the way instead of stopping at the
+//! first mistake. A table knows which keys were asked for; what is left over at the end is unknown.
 
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
@@ -154,7 +154,8 @@ impl<'d> Table<'d> {
         Some(Item { key: self.path(key), span: value.span(), value: value.get_ref() })
     }
 
-    /// The value under `key` through `read`; None when it is absent or wrong, and the latter is noted.
+    /// The value under `key` through `read`; None when it is absent or wrong, and the latter is
+    /// noted.
     pub(super) fn read<T>(
         &mut self,
         report: &mut Report,
@@ -184,8 +185,8 @@ impl<'d> Table<'d> {
         report.push(Severity::Error, &self.path(key), self.span.clone(), fault);
     }
 
-    /// The tables of an array of tables such as `[[route]]`. With `needed`, having none is noted, and
-    /// `needed` says how to begin one.
+    /// The tables of an array of tables such as `[[route]]`. With `needed`, having none is noted,
+    /// and `needed` says how to begin one.
     pub(super) fn tables(
         &mut self,
         report: &mut Report,
@@ -207,8 +208,8 @@ impl<'d> Table<'d> {
             .collect()
     }
 
-    /// Every entry, whatever its key, for tables whose keys are data: the key, a place to note what is wrong
-    /// with the key, and the value.
+    /// Every entry, whatever its key, for tables whose keys are data: the key, a place to note what
+    /// is wrong with the key, and the value.
     pub(super) fn entries(&self) -> Vec<(&'d str, Item<'d>, Item<'d>)> {
         self.table
             .iter()
@@ -225,8 +226,8 @@ impl<'d> Table<'d> {
         (self.key.clone(), self.span.clone())
     }
 
-    /// Refuses every key that was not asked for. `top` are the keys of the file's top level, so that one
-    /// of them that slipped below a `[table]` is recognised.
+    /// Refuses every key that was not asked for. `top` are the keys of the file's top level, so
+    /// that one of them that slipped below a `[table]` is recognised.
     pub(super) fn finish(self, report: &mut Report, top: &[&str]) {
         for (name, _) in self.table {
             let found: &str = name.get_ref();

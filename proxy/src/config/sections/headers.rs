@@ -8,9 +8,9 @@ use crate::config::table::{Item, Table};
 /// Longest value that is set, in bytes.
 const VALUE_BYTES_MAX: usize = 4096;
 
-/// Fields that decide framing, routing or the connection (RFC 9112 §6, RFC 9110 §7.6.1), that say who the
-/// client is, or that belong to the WebSocket handshake. The gateway sets and removes them itself; an edit
-/// could only break that. Sorted.
+/// Fields that decide framing, routing or the connection (RFC 9112 §6, RFC 9110 §7.6.1), that say
+/// who the client is, or that belong to the WebSocket handshake. The gateway sets and removes them
+/// itself; an edit could only break that. Sorted.
 const OURS: &[&str] = &[
     "connection",
     "content-length",

@@ -1,5 +1,5 @@
-//! The sections of the file, one file each. Every function here reads its part completely, notes what is
-//! wrong, and goes on with the default in its place, so that one run finds every mistake.
+//! The sections of the file, one file each. Every function here reads its part completely, notes
+//! what is wrong, and goes on with the default in its place, so that one run finds every mistake.
 
 mod headers;
 mod listener;

@@ -16,12 +16,13 @@ const BODY_BYTES: std::ops::RangeInclusive<u64> = 0..=1 << 50;
 const UPGRADE_TIMEOUT: Bound<Duration> = Bound::millis(30_000, 100, 3_600_000);
 const TUNNEL_IDLE_TIMEOUT: Bound<Duration> = Bound::millis(3_600_000, 1_000, 604_800_000);
 
-/// Guacamole's client does not fall back to its HTTP tunnel after an upgrade that hangs, so the answer has to
-/// come while the user still waits.
+/// Guacamole's client does not fall back to its HTTP tunnel after an upgrade that hangs, so the
+/// answer has to come while the user still waits.
 const GUACAMOLE_UPGRADE_TIMEOUT: Bound<Duration> = Bound::millis(8_000, 100, 3_600_000);
 /// Above this, see [`GUACAMOLE_UPGRADE_TIMEOUT`], a warning.
 const GUACAMOLE_UPGRADE_TIMEOUT_MAX: Duration = Duration::from_secs(10);
-/// The client pings twice a second and guacd says `nop` every 5 s: a minute of silence is a dead tunnel.
+/// The client pings twice a second and guacd says `nop` every 5 s: a minute of silence is a dead
+/// tunnel.
 const GUACAMOLE_TUNNEL_IDLE_TIMEOUT: Bound<Duration> = Bound::millis(60_000, 1_000, 604_800_000);
 
 const APPS: &[(&str, App)] = &[("guacamole", App::Guacamole), ("generic", App::Generic)];

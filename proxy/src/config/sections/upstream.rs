@@ -10,8 +10,8 @@ use crate::config::sections::TOP;
 use crate::config::table::{Table, nearest};
 
 const CONNECT_TIMEOUT: Bound<Duration> = Bound::millis(3_000, 10, 300_000);
-/// Guacamole's event stream answers its head at once and says `nop` every 5 s at the latest, so a minute
-/// of silence is never a healthy tunnel.
+/// Guacamole's event stream answers its head at once and says `nop` every 5 s at the latest, so a
+/// minute of silence is never a healthy tunnel.
 const RESPONSE_TIMEOUT: Bound<Duration> = Bound::millis(60_000, 100, 86_400_000);
 const IDLE_TIMEOUT: Bound<Duration> = Bound::millis(60_000, 100, 86_400_000);
 /// Tomcat closes an idle connection after 20 s; the side that may send a request must close first.

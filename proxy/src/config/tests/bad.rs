@@ -120,7 +120,8 @@ fn key_material_never_reaches_a_report() {
 }
 
 proptest::proptest! {
-    /// Any arrangement of plausible lines is judged without a panic, and every place lies in the file.
+    /// Any arrangement of plausible lines is judged without a panic, and every place lies in the
+    /// file.
     #[test]
     fn no_file_makes_the_reader_panic(lines in proptest::collection::vec(0..LINES.len(), 0..25)) {
         let text: String = lines.iter().map(|at| LINES[*at]).collect();

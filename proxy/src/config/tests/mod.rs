@@ -1,8 +1,10 @@
-//! The file as an administrator meets it: what is accepted and what it means, what is refused and how the
-//! refusal reads. Certificates are made on the spot; no test touches the disk except those of the disk.
+//! The file as an administrator meets it: what is accepted and what it means, what is refused and
+//! how the refusal reads. Certificates are made on the spot; no test touches the disk except those
+//! of the disk.
 
 mod bad;
 mod good;
+mod handshake;
 mod routing;
 mod scalar;
 mod tls;
