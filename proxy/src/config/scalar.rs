@@ -61,8 +61,7 @@ pub(super) fn show_duration(value: Duration) -> String {
     }
 }
 
-/// `512B`, `32KiB`, `4MiB`, `1GiB`, or a bare number of bytes. Bounds are the caller's, see
-/// [`size_within`].
+/// `512B`, `32KiB`, `4MiB`, `1GiB`, or a bare number of bytes. [`within`] has the bounds.
 pub(super) fn size(text: &str) -> Result<u64, Fault> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);

@@ -87,3 +87,22 @@ pub(super) fn explain(error: &io::Error) -> String {
         _ => error.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn group_bits_count_except_among_credentials() {
+        let directory = std::env::temp_dir().join(format!("tlsplice-cred-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let file = directory.join("key.pem");
+        std::fs::write(&file, "x").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o444)).unwrap();
+        let mode = |credentials| Disk { credentials }.read(&file).unwrap().mode;
+        assert_eq!(mode(None), 0o444);
+        assert_eq!(mode(Some(PathBuf::from("/run/credentials/other"))), 0o444);
+        assert_eq!(mode(Some(directory.clone())), 0o404);
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+}
