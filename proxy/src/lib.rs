@@ -20,6 +20,9 @@ pub mod addr;
 /// A file becomes values that cannot be wrong.
 pub mod config;
 
+/// Whose fault something is.
+pub mod error;
+
 /// Every bound the gateway enforces, with the relations between them checked at compile time.
 pub mod limits;
 

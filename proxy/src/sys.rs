@@ -1,1 +1,129 @@
 //! System calls that are not operations on a ring.
+//!
+//! None of them waits: they are made between two operations, on a thread that serves every other connection too.
+#![expect(unsafe_code, reason = "system calls; each block states what the kernel requires")]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use socket2::SockRef;
+
+/// Receives what is there into `into`, without waiting, whether or not the socket is `O_NONBLOCK`. Zero is the end of
+/// the stream (or an empty `into`).
+///
+/// # Errors
+/// The error of `recv(2)`, of which `WouldBlock` says that nothing is there; `EINTR` is retried.
+pub fn recv(socket: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<usize> {
+    retried(|| {
+        // SAFETY: the pointer and the length are those of one slice that is borrowed exclusively for the call, so that
+        // the kernel writes initialised memory that nobody else reads. The descriptor is borrowed, hence open.
+        unsafe {
+            libc::recv(socket.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), libc::MSG_DONTWAIT)
+        }
+    })
+}
+
+/// Sends what the socket takes of `bytes`, without waiting and without SIGPIPE.
+///
+/// # Errors
+/// The error of `send(2)`, of which `WouldBlock` says that the socket is full; `EINTR` is retried.
+pub fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    retried(|| {
+        // SAFETY: the pointer and the length are those of one slice that is borrowed for the call; the kernel only
+        // reads it. The descriptor is borrowed, hence open.
+        unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) }
+    })
+}
+
+/// Shuts one or both directions of a socket, or makes a listener stop. Operations that wait on them complete.
+///
+/// Errors are of no use to a caller: the one there is, `ENOTCONN`, says that the peer was faster.
+pub fn shutdown(socket: BorrowedFd<'_>, how: Shutdown) {
+    drop(SockRef::from(&socket).shutdown(how));
+}
+
+/// Raises the bound on open descriptors (`RLIMIT_NOFILE`) to what the administrator allows, and returns it.
+///
+/// # Errors
+/// The error of `getrlimit(2)` or `setrlimit(2)`; the bound is unchanged then.
+pub fn raise_descriptors_max() -> io::Result<u64> {
+    let mut limit = MaybeUninit::<libc::rlimit>::uninit();
+    // SAFETY: the pointer is to a live, writable `rlimit`.
+    let got = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, limit.as_mut_ptr()) };
+    if got != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `getrlimit` succeeded, so it has filled the structure in.
+    let mut limit = unsafe { limit.assume_init() };
+    if limit.rlim_cur < limit.rlim_max {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: the pointer is to a live, initialised `rlimit`, which the kernel only reads.
+        let set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+        if set != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(limit.rlim_cur)
+}
+
+/// Calls until the outcome is not `EINTR`, and turns it into a result.
+fn retried(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
+    loop {
+        match usize::try_from(call()) {
+            Ok(count) => return Ok(count),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn neither_call_waits_on_a_blocking_socket() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let mut into = [0; 16];
+        let empty = recv(here.as_fd(), &mut into).unwrap_err();
+        assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
+
+        assert_eq!(send(there.as_fd(), b"hello").unwrap(), 5);
+        assert_eq!(recv(here.as_fd(), &mut into).unwrap(), 5);
+        assert_eq!(&into[..5], b"hello");
+
+        let full = loop {
+            if let Err(error) = send(here.as_fd(), &[0; 4096]) {
+                break error;
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_socket_shut_by_the_peer_ends_and_refuses() {
+        let (here, there) = UnixStream::pair().unwrap();
+        shutdown(there.as_fd(), Shutdown::Both);
+        assert_eq!(recv(here.as_fd(), &mut [0; 1]).unwrap(), 0);
+        let broken = send(here.as_fd(), b"x").unwrap_err();
+        assert_eq!(broken.kind(), io::ErrorKind::BrokenPipe);
+        drop(there);
+        shutdown(here.as_fd(), Shutdown::Both);
+    }
+
+    #[test]
+    fn the_bound_on_descriptors_is_raised_once_and_then_stays() {
+        let first = raise_descriptors_max().unwrap();
+        assert_eq!(raise_descriptors_max().unwrap(), first);
+    }
+}

@@ -8,6 +8,9 @@
 //! across turns of a caller: dropping it while in flight loses the bytes it may already have taken. A caller
 //! therefore stores it, and ends it by [`Transport::shutdown`].
 
+#[cfg(any(test, feature = "test-double"))]
+pub mod double;
+
 use std::future::Future;
 use std::io;
 
@@ -16,7 +19,9 @@ use std::io;
 /// Invariant: `start <= end <= capacity`. Bytes in `start..end` are filled, `end..capacity` is free for a receive.
 #[derive(Debug, Default)]
 pub struct Buffer {
-    storage: Box<[u8]>,
+    /// Never grows. Not a `Box`: that would claim, whenever the buffer is moved, that nothing else points into it,
+    /// while an operation in flight does.
+    storage: Vec<u8>,
     start: usize,
     end: usize,
 }
@@ -25,7 +30,7 @@ impl Buffer {
     /// A buffer of `capacity` bytes, zeroed once.
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
-        Self { storage: vec![0; capacity].into_boxed_slice(), start: 0, end: 0 }
+        Self { storage: vec![0; capacity], start: 0, end: 0 }
     }
 
     /// Bytes filled and not yet consumed.

@@ -1,0 +1,226 @@
+//! The one map from an error to what the client reads.
+
+use thiserror::Error;
+
+use super::Version;
+use super::chunked::ChunkError;
+use super::fields::HeadError;
+use super::framing::FramingError;
+use super::request::RequestError;
+use super::response::ResponseError;
+use super::rewrite::{append, write_connection};
+use crate::error::Fault;
+
+/// Why a request is answered by the gateway itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// The request is malformed or not allowed.
+    #[error("{0}")]
+    Request(#[from] RequestError),
+    /// The chunked body of the request is malformed.
+    #[error("{0}")]
+    Chunk(#[from] ChunkError),
+    /// The head took too long.
+    #[error("the request head did not arrive in time")]
+    HeadTimeout,
+    /// The body came slower than the minimum rate.
+    #[error("the request body came too slowly")]
+    BodyTimeout,
+    /// The body exceeds the route's bound.
+    #[error("the request body exceeds {0} bytes")]
+    BodyTooLarge(u64),
+    /// No route for this host and path.
+    #[error("no route")]
+    NoRoute,
+    /// The route's access rules.
+    #[error("the address is not allowed")]
+    AccessDenied,
+    /// The route's list of origins for WebSockets.
+    #[error("the origin is not allowed")]
+    OriginDenied,
+    /// Plain HTTP on a TLS port.
+    #[error("plain HTTP on a TLS port")]
+    PlainHttp,
+    /// No endpoint could be reached.
+    #[error("no endpoint could be reached")]
+    Unreachable,
+    /// The upstream went away before it answered.
+    #[error("the upstream closed before its response")]
+    UpstreamClosed,
+    /// The upstream's answer is malformed.
+    #[error("{0}")]
+    Response(#[from] ResponseError),
+    /// The upstream sent interim responses without end.
+    #[error("too many interim responses")]
+    TooManyInterim,
+    /// The upstream did not answer in time.
+    #[error("the upstream did not answer in time")]
+    ResponseTimeout,
+}
+
+impl Refusal {
+    /// Whose fault it is.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Request(_)
+            | Self::Chunk(_)
+            | Self::HeadTimeout
+            | Self::BodyTimeout
+            | Self::BodyTooLarge(_)
+            | Self::NoRoute
+            | Self::AccessDenied
+            | Self::OriginDenied
+            | Self::PlainHttp => Fault::Downstream,
+            Self::Unreachable
+            | Self::UpstreamClosed
+            | Self::Response(_)
+            | Self::TooManyInterim
+            | Self::ResponseTimeout => Fault::Upstream,
+        }
+    }
+
+    /// Status code and reason.
+    #[must_use]
+    pub fn status(&self) -> (u16, &'static str) {
+        match self {
+            Self::Request(error) => request_status(*error),
+            Self::Chunk(_) | Self::PlainHttp => (400, "Bad Request"),
+            Self::HeadTimeout | Self::BodyTimeout => (408, "Request Timeout"),
+            Self::BodyTooLarge(_) => (413, "Content Too Large"),
+            Self::NoRoute => (404, "Not Found"),
+            Self::AccessDenied | Self::OriginDenied => (403, "Forbidden"),
+            Self::Unreachable | Self::UpstreamClosed | Self::Response(_) | Self::TooManyInterim => {
+                (502, "Bad Gateway")
+            }
+            Self::ResponseTimeout => (504, "Gateway Timeout"),
+        }
+    }
+
+    /// Whether the connection must end behind the reply: when it is not certain where the next request begins.
+    #[must_use]
+    pub fn closes(&self) -> bool {
+        match self {
+            Self::Request(_)
+            | Self::Chunk(_)
+            | Self::HeadTimeout
+            | Self::BodyTimeout
+            | Self::BodyTooLarge(_)
+            | Self::PlainHttp => true,
+            Self::NoRoute
+            | Self::AccessDenied
+            | Self::OriginDenied
+            | Self::Unreachable
+            | Self::UpstreamClosed
+            | Self::Response(_)
+            | Self::TooManyInterim
+            | Self::ResponseTimeout => false,
+        }
+    }
+}
+
+fn request_status(error: RequestError) -> (u16, &'static str) {
+    match error {
+        RequestError::Head(HeadError::TooLong(_) | HeadError::TooManyFields(_)) => {
+            (431, "Request Header Fields Too Large")
+        }
+        RequestError::Head(HeadError::Version) => (505, "HTTP Version Not Supported"),
+        RequestError::Framing(FramingError::UnknownCoding) => (501, "Not Implemented"),
+        RequestError::Method => (405, "Method Not Allowed"),
+        RequestError::Expectation => (417, "Expectation Failed"),
+        RequestError::Head(_)
+        | RequestError::Framing(_)
+        | RequestError::Target(_)
+        | RequestError::HostCount(_)
+        | RequestError::Host
+        | RequestError::HostMismatch
+        | RequestError::Upgrade => (400, "Bad Request"),
+    }
+}
+
+/// Appends a whole reply. Its body is one line that names nothing internal.
+pub fn write_refusal(
+    refusal: Refusal,
+    version: Version,
+    close: bool,
+    to_head: bool,
+    out: &mut Vec<u8>,
+) {
+    let (status, reason) = refusal.status();
+    let hint = match refusal {
+        Refusal::PlainHttp => ": this port speaks https",
+        _ => "",
+    };
+    let body_len = "000 ".len() + reason.len() + hint.len() + "\n".len();
+    append(
+        out,
+        format_args!(
+            "HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\n\
+             Cache-Control: no-store\r\nContent-Length: {body_len}\r\n"
+        ),
+    );
+    match status {
+        405 => out.extend_from_slice(b"Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n"),
+        502 | 504 => out.extend_from_slice(b"Retry-After: 2\r\n"),
+        _ => {}
+    }
+    write_connection(version, close, out);
+    out.extend_from_slice(b"\r\n");
+    if !to_head {
+        append(out, format_args!("{status} {reason}{hint}\n"));
+    }
+}
+
+/// Appends the redirect of a plain listener to `https://host[:port]` + `target`. All three have been checked.
+pub fn write_redirect(
+    (host, port): (&str, u16),
+    target: &str,
+    version: Version,
+    close: bool,
+    out: &mut Vec<u8>,
+) {
+    append(out, format_args!("HTTP/1.1 308 Permanent Redirect\r\nLocation: https://{host}"));
+    if port != 443 {
+        append(out, format_args!(":{port}"));
+    }
+    append(out, format_args!("{target}\r\nContent-Length: 0\r\n"));
+    write_connection(version, close, out);
+    out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{HeadLimits, Parsed, fields, response::ResponseHead};
+    use super::*;
+
+    #[test]
+    fn every_reply_is_a_response_of_the_length_it_says() {
+        for refusal in [
+            Refusal::Request(RequestError::Method),
+            Refusal::Request(HeadError::TooLong(1).into()),
+            Refusal::PlainHttp,
+            Refusal::NoRoute,
+            Refusal::Unreachable,
+            Refusal::ResponseTimeout,
+        ] {
+            let mut out = Vec::new();
+            write_refusal(refusal, Version::Http11, refusal.closes(), false, &mut out);
+            let mut slots = fields::slots();
+            let limits = HeadLimits { bytes: 1024, fields: 16 };
+            let parsed = ResponseHead::parse(&out, &mut slots, limits, false, None);
+            let Ok(Parsed::Complete(head, len)) = parsed else { panic!("{refusal} is malformed") };
+            assert_eq!(head.status, refusal.status().0);
+            assert_eq!(head.keep_alive, !refusal.closes());
+            let body = super::super::framing::Framing::Length((out.len() - len) as u64);
+            assert_eq!(head.framing, body);
+        }
+    }
+
+    #[test]
+    fn a_redirect_keeps_the_target_and_leaves_out_the_usual_port() {
+        let mut out = Vec::new();
+        write_redirect(("h", 443), "/a?b", Version::Http11, true, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("Location: https://h/a?b\r\n") && text.contains("Connection: close"));
+    }
+}

@@ -1,0 +1,466 @@
+//! Heads of requests.
+
+use httparse::Header;
+use thiserror::Error;
+
+use super::fields::{self, HeadError, Slots, is_token_byte, list};
+use super::framing::{self, Framing, FramingError};
+use super::target::{Target, TargetError};
+use super::{HeadLimits, Parsed, Version};
+
+/// What a client did wrong. [`super::reply`] says what it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum RequestError {
+    /// The bytes are not a head.
+    #[error("{0}")]
+    Head(#[from] HeadError),
+    /// The length of the body is not certain.
+    #[error("{0}")]
+    Framing(#[from] FramingError),
+    /// The target is refused.
+    #[error("{0}")]
+    Target(#[from] TargetError),
+    /// A method outside of the allow-list; TRACE and CONNECT among them.
+    #[error("the method is not allowed")]
+    Method,
+    /// RFC 9112 §3.2: exactly one Host in HTTP/1.1.
+    #[error("the request has {0} Host fields")]
+    HostCount(usize),
+    /// Not a host name or address with an optional port.
+    #[error("the Host field is malformed")]
+    Host,
+    /// The authority of an absolute-form target is not the Host field.
+    #[error("the target and the Host field name different hosts")]
+    HostMismatch,
+    /// RFC 6455 §4.2.1: the handshake is incomplete.
+    #[error("the WebSocket upgrade is malformed")]
+    Upgrade,
+    /// RFC 9110 §10.1.1: only 100-continue is defined.
+    #[error("an unknown expectation")]
+    Expectation,
+}
+
+/// Methods that pass. WebDAV's pass because Tomcat's WebDAV servlet speaks them.
+const METHODS: [&str; 14] = [
+    "GET",
+    "POST",
+    "HEAD",
+    "PUT",
+    "DELETE",
+    "PATCH",
+    "OPTIONS",
+    "PROPFIND",
+    "PROPPATCH",
+    "MKCOL",
+    "COPY",
+    "MOVE",
+    "LOCK",
+    "UNLOCK",
+];
+
+/// A request, understood. Borrows from the bytes it was parsed from.
+#[derive(Debug)]
+pub struct RequestHead<'s, 'b> {
+    /// One of the allowed methods.
+    pub method: &'b str,
+    /// Checked, in origin-form.
+    pub target: Target<'b>,
+    /// The client's version.
+    pub version: Version,
+    /// Host with its port as the client wrote it; empty for an HTTP/1.0 request without one.
+    pub authority: &'b str,
+    /// Length of the body.
+    pub framing: Framing,
+    /// The client wants to go on with this connection.
+    pub keep_alive: bool,
+    /// The client waits for 100 before it sends the body.
+    pub expects_continue: bool,
+    /// The key of a valid WebSocket handshake.
+    pub websocket_key: Option<&'b str>,
+    /// All fields, as they came.
+    pub fields: &'s [Header<'b>],
+}
+
+impl<'s, 'b> RequestHead<'s, 'b> {
+    /// Parses the head at the start of `bytes`.
+    ///
+    /// # Errors
+    /// What the client did wrong; the connection cannot be used any further then.
+    pub fn parse(
+        bytes: &'b [u8],
+        slots: &'s mut Slots<'b>,
+        limits: HeadLimits,
+    ) -> Result<Parsed<Self>, RequestError> {
+        // RFC 9112 §2.2: an empty line before a request is skipped; some clients send one behind a body.
+        let skipped = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
+        let Some(len) = fields::head_len(&bytes[skipped..], limits.bytes)? else {
+            return Ok(Parsed::Partial);
+        };
+        let bytes = &bytes[skipped..skipped + len];
+        let mut request = httparse::Request::new(&mut []);
+        match request.parse_with_uninit_headers(bytes, &mut slots[..limits.fields]) {
+            Ok(httparse::Status::Complete(_)) => {}
+            Ok(httparse::Status::Partial) => return Err(HeadError::StartLine.into()),
+            Err(error) => return Err(fields::from_httparse(error, limits.fields).into()),
+        }
+        let fields: &'s [Header<'b>] = request.headers;
+        let version = Version::from_minor(request.version).ok_or(HeadError::Version)?;
+        let head = Self::understand(
+            request.method.ok_or(HeadError::StartLine)?,
+            request.path.ok_or(HeadError::StartLine)?,
+            version,
+            fields,
+        )?;
+        Ok(Parsed::Complete(head, skipped + len))
+    }
+
+    fn understand(
+        method: &'b str,
+        target: &'b str,
+        version: Version,
+        fields: &'s [Header<'b>],
+    ) -> Result<Self, RequestError> {
+        if !METHODS.contains(&method) {
+            return Err(RequestError::Method);
+        }
+        let framing = framing::of_request(version, fields)?;
+        let host = host(version, fields)?;
+        let (authority, target) = resolve(method, target, host)?;
+        let connection = Connection::of(version, fields);
+        let expects_continue = expectation(version, fields)?;
+        let websocket_key = match upgrade(fields) {
+            Some(protocol) if connection.upgrade && version == Version::Http11 => {
+                websocket_key(method, protocol, framing, fields)?
+            }
+            _ => None,
+        };
+        Ok(Self {
+            method,
+            target,
+            version,
+            authority,
+            framing,
+            keep_alive: connection.keep_alive,
+            expects_continue,
+            websocket_key,
+            fields,
+        })
+    }
+
+    /// Host without its port.
+    #[must_use]
+    pub fn host(&self) -> &'b str {
+        split_authority(self.authority).map_or("", |(host, _)| host)
+    }
+
+    /// Whether doing it twice is the same as doing it once (RFC 9110 §9.2.2).
+    #[must_use]
+    pub fn is_idempotent(&self) -> bool {
+        matches!(self.method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" | "PROPFIND")
+    }
+
+    /// The first field `name` as text; None when absent or not visible ASCII.
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<&'b str> {
+        let field = self.fields.iter().find(|field| field.name.eq_ignore_ascii_case(name))?;
+        std::str::from_utf8(field.value).ok()
+    }
+}
+
+/// What the Connection fields say (RFC 9112 §9.3).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Connection {
+    pub keep_alive: bool,
+    pub upgrade: bool,
+}
+
+impl Connection {
+    pub(super) fn of(version: Version, fields: &[Header<'_>]) -> Self {
+        let (mut close, mut keep_alive, mut upgrade) = (false, false, false);
+        for field in fields.iter().filter(|field| field.name.eq_ignore_ascii_case("connection")) {
+            for option in list(field.value) {
+                close |= option.eq_ignore_ascii_case(b"close");
+                keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+                upgrade |= option.eq_ignore_ascii_case(b"upgrade");
+            }
+        }
+        let keep_alive = match version {
+            Version::Http11 => !close,
+            Version::Http10 => keep_alive && !close,
+        };
+        Self { keep_alive, upgrade }
+    }
+}
+
+fn host<'b>(version: Version, fields: &[Header<'b>]) -> Result<Option<&'b str>, RequestError> {
+    let mut hosts = fields.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
+    let first = hosts.next();
+    let count = usize::from(first.is_some()) + hosts.count();
+    match first {
+        Some(field) if count == 1 => {
+            let host = std::str::from_utf8(field.value).map_err(|_| RequestError::Host)?;
+            split_authority(host).ok_or(RequestError::Host)?;
+            Ok(Some(host))
+        }
+        None if version == Version::Http10 => Ok(None),
+        _ => Err(RequestError::HostCount(count)),
+    }
+}
+
+/// Host and port of an authority without user information (RFC 3986 §3.2).
+fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
+    let host_len = if authority.starts_with('[') {
+        let end = authority.find(']')?;
+        authority[1..end].parse::<std::net::Ipv6Addr>().ok()?;
+        end + 1
+    } else {
+        authority.find(':').unwrap_or(authority.len())
+    };
+    let (host, port) = authority.split_at(host_len);
+    let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    if host.is_empty() || !host.starts_with('[') && !host.bytes().all(is_name_byte) {
+        return None;
+    }
+    match port.strip_prefix(':') {
+        None if port.is_empty() => Some((host, None)),
+        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Some((host, Some(digits.parse().ok()?)))
+        }
+        _ => None,
+    }
+}
+
+/// Brings the target into origin-form (RFC 9112 §3.2).
+fn resolve<'b>(
+    method: &str,
+    target: &'b str,
+    host: Option<&'b str>,
+) -> Result<(&'b str, Target<'b>), RequestError> {
+    if target.starts_with('/') {
+        return Ok((host.unwrap_or(""), Target::parse(target)?));
+    }
+    if target == "*" && method == "OPTIONS" {
+        return Ok((host.unwrap_or(""), Target::asterisk()));
+    }
+    let rest = ["http://", "https://"]
+        .into_iter()
+        .find(|scheme| fields::starts_with_ignore_case(target, scheme))
+        .and_then(|scheme| target.get(scheme.len()..))
+        .ok_or(TargetError::Form)?;
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    split_authority(authority).ok_or(RequestError::Host)?;
+    if host.is_some_and(|host| !host.eq_ignore_ascii_case(authority)) {
+        return Err(RequestError::HostMismatch);
+    }
+    let path = if path.is_empty() { "/" } else { path };
+    Ok((authority, Target::parse(path)?))
+}
+
+fn expectation(version: Version, fields: &[Header<'_>]) -> Result<bool, RequestError> {
+    let mut expects = false;
+    for field in fields.iter().filter(|field| field.name.eq_ignore_ascii_case("expect")) {
+        if !field.value.eq_ignore_ascii_case(b"100-continue") {
+            return Err(RequestError::Expectation);
+        }
+        expects = true;
+    }
+    // RFC 9110 §10.1.1: to be ignored in HTTP/1.0.
+    Ok(expects && version == Version::Http11)
+}
+
+fn upgrade<'b>(fields: &[Header<'b>]) -> Option<&'b [u8]> {
+    fields.iter().find(|field| field.name.eq_ignore_ascii_case("upgrade")).map(|field| field.value)
+}
+
+/// RFC 6455 §4.2.1. Other protocols than WebSocket are not offered, so their Upgrade is ignored (RFC 9110 §7.8).
+fn websocket_key<'b>(
+    method: &str,
+    protocol: &[u8],
+    framing: Framing,
+    fields: &[Header<'b>],
+) -> Result<Option<&'b str>, RequestError> {
+    if !list(protocol).any(|name| name.eq_ignore_ascii_case(b"websocket")) {
+        return Ok(None);
+    }
+    let values = |name: &'static str| {
+        fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name))
+    };
+    let mut keys = values("sec-websocket-key");
+    let key = keys.next().and_then(|field| std::str::from_utf8(field.value).ok());
+    let is_alone = keys.next().is_none()
+        && values("upgrade").count() == 1
+        && protocol.eq_ignore_ascii_case(b"websocket")
+        && values("sec-websocket-version").count() == 1;
+    match key {
+        Some(key)
+            if is_alone
+                && method == "GET"
+                && framing == Framing::None
+                && is_websocket_key(key.as_bytes()) =>
+        {
+            Ok(Some(key))
+        }
+        _ => Err(RequestError::Upgrade),
+    }
+}
+
+/// Sixteen bytes in base64: 22 digits and two paddings.
+fn is_websocket_key(key: &[u8]) -> bool {
+    key.len() == 24
+        && key.ends_with(b"==")
+        && key[..22]
+            .iter()
+            .all(|&byte| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/')
+}
+
+/// Whether `bytes` could be the start of a request in plain HTTP; asked of bytes that should have been TLS.
+#[must_use]
+pub fn looks_like_http(bytes: &[u8]) -> bool {
+    let word = bytes.iter().take_while(|byte| byte.is_ascii_uppercase()).count();
+    word >= 3 && bytes.get(word).is_none_or(|&byte| byte == b' ' && is_token_byte(bytes[0]))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMITS: HeadLimits = HeadLimits { bytes: 8192, fields: 64 };
+
+    fn verdict(bytes: &[u8]) -> Result<Option<String>, RequestError> {
+        let mut slots = fields::slots();
+        Ok(match RequestHead::parse(bytes, &mut slots, LIMITS)? {
+            Parsed::Partial => None,
+            Parsed::Complete(head, len) => Some(format!(
+                "{} {}{} {:?} {:?} {} {} {} {:?}{}",
+                head.method,
+                head.target.path,
+                head.target.query,
+                head.version,
+                head.framing,
+                head.authority,
+                head.keep_alive,
+                head.expects_continue,
+                head.websocket_key,
+                if len == bytes.len() { "" } else { " with bytes behind it" },
+            )),
+        })
+    }
+
+    /// The verdict must not depend on how the bytes arrive.
+    fn check(bytes: &str, expected: Result<&str, RequestError>) {
+        let expected = expected.map(|text| Some(text.to_owned()));
+        assert_eq!(verdict(bytes.as_bytes()), expected, "{bytes:?}");
+        let first = (0..=bytes.len())
+            .map(|cut| verdict(&bytes.as_bytes()[..cut]))
+            .find(|verdict| *verdict != Ok(None));
+        assert_eq!(first, Some(expected), "split: {bytes:?}");
+    }
+
+    #[test]
+    fn requests_that_are_understood() {
+        check(
+            "GET /a?b HTTP/1.1\r\nHost: h:8443\r\n\r\n",
+            Ok("GET /a?b Http11 None h:8443 true false None"),
+        );
+        check(
+            "\r\nPOST / HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 5\r\nExpect: 100-Continue\r\n\r\n",
+            Ok("POST / Http11 Length(5) [::1] true true None"),
+        );
+        check("GET / HTTP/1.0\r\n\r\n", Ok("GET / Http10 None  false false None"));
+        check(
+            "GET / HTTP/1.0\r\nHost: h\r\nConnection: keep-alive\r\n\r\n",
+            Ok("GET / Http10 None h true false None"),
+        );
+        check(
+            "GET http://h/x HTTP/1.1\r\nHost: H\r\nConnection: close\r\n\r\n",
+            Ok("GET /x Http11 None h false false None"),
+        );
+        check(
+            "OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n",
+            Ok("OPTIONS * Http11 None h true false None"),
+        );
+        check(
+            "GET /w HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+            Ok("GET /w Http11 None h true false Some(\"dGhlIHNhbXBsZSBub25jZQ==\")"),
+        );
+        check(
+            "GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+            Ok("GET / Http11 None h true false None"),
+        );
+    }
+
+    #[test]
+    fn requests_that_are_refused() {
+        let with = |line: &str| format!("GET / HTTP/1.1\r\nHost: h\r\n{line}\r\n\r\n");
+        let field = Err(RequestError::Head(HeadError::Field));
+        for (bytes, error) in [
+            ("GET / HTTP/1.1\r\n\r\n".into(), RequestError::HostCount(0)),
+            (with("Host: h"), RequestError::HostCount(2)),
+            ("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n".into(), RequestError::Host),
+            ("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n".into(), RequestError::Host),
+            ("GET / HTTP/1.1\r\nHost: a:b\r\n\r\n".into(), RequestError::Host),
+            ("GET / HTTP/1.1\r\nHost: \r\n\r\n".into(), RequestError::Host),
+            ("GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n".into(), RequestError::HostMismatch),
+            ("GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n".into(), TargetError::Form.into()),
+            ("GET * HTTP/1.1\r\nHost: a\r\n\r\n".into(), TargetError::Form.into()),
+            ("GET /../x HTTP/1.1\r\nHost: a\r\n\r\n".into(), TargetError::Segment.into()),
+            ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n".into(), RequestError::Method),
+            ("get / HTTP/1.1\r\nHost: a\r\n\r\n".into(), RequestError::Method),
+            ("GET / HTTP/2.0\r\nHost: a\r\n\r\n".into(), HeadError::Version.into()),
+            ("GET / HTTP/1.2\r\nHost: a\r\n\r\n".into(), HeadError::Version.into()),
+            ("GET  / HTTP/1.1\r\nHost: a\r\n\r\n".into(), HeadError::StartLine.into()),
+            ("GET /\r\nHost: a\r\n\r\n".into(), HeadError::StartLine.into()),
+            (with("Expect: x"), RequestError::Expectation),
+            (
+                with("Transfer-Encoding: chunked\r\nContent-Length: 1"),
+                FramingError::Conflict.into(),
+            ),
+            (with("Connection: upgrade\r\nUpgrade: websocket"), RequestError::Upgrade),
+            (
+                with(
+                    "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                     Sec-WebSocket-Key: short==",
+                ),
+                RequestError::Upgrade,
+            ),
+        ] {
+            check(&bytes, Err(error));
+        }
+        for line in ["A : b", " A: b", ": b", "A", "A\u{b}: b", "(a): b"] {
+            let bytes = with(line);
+            let found = verdict(bytes.as_bytes());
+            let control = Err(RequestError::Head(HeadError::Control));
+            assert!(found == field || found == control, "{line:?}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn limits_name_themselves() {
+        let many = format!("GET / HTTP/1.1\r\nHost: h\r\n{}\r\n", "A: b\r\n".repeat(64));
+        check(&many, Err(HeadError::TooManyFields(64).into()));
+        let long = format!("GET /{} HTTP/1.1\r\n", "x".repeat(9000));
+        check(&long, Err(HeadError::TooLong(8192).into()));
+    }
+
+    #[test]
+    fn plain_http_is_told_from_tls() {
+        assert!(looks_like_http(b"GET / HTTP/1.1"));
+        assert!(looks_like_http(b"OPTIONS"));
+        assert!(!looks_like_http(b"\x16\x03\x01"));
+        assert!(!looks_like_http(b"SSH-2.0"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = verdict(&bytes);
+            let mut framed = b"GET / HTTP/1.1\r\nHost: h\r\n".to_vec();
+            framed.extend_from_slice(&bytes);
+            framed.extend_from_slice(b"\r\n\r\n");
+            let _ = verdict(&framed);
+        }
+    }
+}

@@ -1,0 +1,501 @@
+//! Building the heads that we send: to the application, and back to the client.
+
+use std::io::Write as _;
+use std::net::IpAddr;
+
+use httparse::Header;
+
+use super::Version;
+use super::fields::{self, Role, list, starts_with_ignore_case};
+use super::framing::Framing;
+use super::request::RequestHead;
+use super::response::ResponseHead;
+use super::target::{is_under, write_mapped};
+use crate::config::HeaderEdits;
+
+/// How the public path and the path at the application belong together.
+#[derive(Clone, Copy, Debug)]
+pub struct Mapping<'a> {
+    /// Public prefix.
+    pub public: &'a str,
+    /// Prefix at the application.
+    pub upstream: &'a str,
+}
+
+/// Who the client is, as the application is told.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity {
+    /// Address of the peer.
+    pub peer: IpAddr,
+    /// The peer is a proxy whose X-Forwarded-For is believed.
+    pub peer_is_trusted: bool,
+    /// The client speaks TLS with us.
+    pub https: bool,
+    /// Port of the listener.
+    pub port: u16,
+}
+
+impl Identity {
+    /// Scheme of the public URL.
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        if self.https { "https" } else { "http" }
+    }
+}
+
+/// Appends the head of `request` as it goes to the application.
+pub fn write_request(
+    request: &RequestHead<'_, '_>,
+    mapping: Mapping<'_>,
+    identity: Identity,
+    edits: &HeaderEdits,
+    out: &mut Vec<u8>,
+) {
+    out.extend_from_slice(request.method.as_bytes());
+    out.push(b' ');
+    write_mapped(request.target.path, mapping.public, mapping.upstream, out);
+    out.extend_from_slice(request.target.query.as_bytes());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    write_field(out, "Host", request.authority.as_bytes());
+    let listed = |name: &str| is_listed(request.fields, name);
+    for field in request.fields {
+        let forwards = match fields::role(field.name) {
+            Role::HopByHop | Role::Identity => false,
+            Role::Protected => true,
+            Role::EndToEnd => !listed(field.name),
+        };
+        // Handshake fields without a valid handshake would let the application see an upgrade that we do not.
+        let is_stray = request.websocket_key.is_none()
+            && starts_with_ignore_case(field.name, "sec-websocket-");
+        if forwards && !is_stray && !is_edited(edits, field.name) {
+            write_field(out, field.name, field.value);
+        }
+    }
+    write_identity(request, identity, out);
+    for (name, value) in &edits.set {
+        write_field(out, name, value.as_bytes());
+    }
+    if request.expects_continue {
+        out.extend_from_slice(b"Expect: 100-continue\r\n");
+    }
+    write_framing(request.framing, Some(request.method), out);
+    if request.websocket_key.is_some() {
+        out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_identity(request: &RequestHead<'_, '_>, identity: Identity, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"X-Forwarded-For: ");
+    if identity.peer_is_trusted {
+        for address in believed_addresses(request.fields) {
+            append(out, format_args!("{address}, "));
+        }
+    }
+    append(out, format_args!("{}\r\n", identity.peer));
+    write_field(out, "X-Forwarded-Proto", identity.scheme().as_bytes());
+    if !request.authority.is_empty() {
+        write_field(out, "X-Forwarded-Host", request.authority.as_bytes());
+    }
+    append(out, format_args!("X-Forwarded-Port: {}\r\n", identity.port));
+}
+
+/// The addresses that a trusted proxy reports, nearest last. The list is read from its right end, where it is most
+/// trustworthy, and cut at the first element that is not an address.
+fn believed_addresses(fields: &[Header<'_>]) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    let is_forwarded = |field: &&Header<'_>| field.name.eq_ignore_ascii_case("x-forwarded-for");
+    'fields: for field in fields.iter().filter(is_forwarded).rev() {
+        let elements: Vec<&[u8]> = list(field.value).collect();
+        for element in elements.into_iter().rev() {
+            let address = std::str::from_utf8(element).ok().and_then(|text| text.parse().ok());
+            match address {
+                Some(address) => addresses.push(address),
+                None => break 'fields,
+            }
+        }
+    }
+    addresses.reverse();
+    addresses
+}
+
+/// What a response needs beside its own head.
+#[derive(Clone, Copy, Debug)]
+pub struct ResponseContext<'a> {
+    /// The client's version.
+    pub version: Version,
+    /// How the body is sent.
+    pub framing: Framing,
+    /// The connection ends behind this response.
+    pub close: bool,
+    /// The route's mapping.
+    pub mapping: Mapping<'a>,
+    /// Authorities (host:port) of the upstream's endpoints, which no client can reach.
+    pub upstream_authorities: &'a [String],
+    /// Scheme and authority of the public URL.
+    pub public: (&'static str, &'a str),
+    /// Value of Strict-Transport-Security, where it is set.
+    pub hsts: Option<&'a str>,
+    /// The route's edits.
+    pub edits: &'a HeaderEdits,
+}
+
+/// Appends the head of `response` as it goes to the client.
+pub fn write_response(
+    response: &ResponseHead<'_, '_>,
+    context: &ResponseContext<'_>,
+    out: &mut Vec<u8>,
+) {
+    append(out, format_args!("HTTP/1.1 {:03} ", response.status));
+    out.extend_from_slice(response.reason.as_bytes());
+    out.extend_from_slice(b"\r\n");
+    let hsts_is_ours = context.hsts.is_some();
+    for field in response.fields {
+        let name = field.name;
+        let is_framing = name.eq_ignore_ascii_case("transfer-encoding");
+        let hop_by_hop = [
+            "connection",
+            "content-length",
+            "keep-alive",
+            "proxy-connection",
+            "te",
+            "trailer",
+            "upgrade",
+        ];
+        if is_framing
+            || hop_by_hop.iter().any(|entry| name.eq_ignore_ascii_case(entry))
+            || is_edited(context.edits, name)
+            || hsts_is_ours && name.eq_ignore_ascii_case("strict-transport-security")
+            || fields::role(name) == Role::EndToEnd && is_listed(response.fields, name)
+        {
+            continue;
+        }
+        if name.eq_ignore_ascii_case("location") || name.eq_ignore_ascii_case("content-location") {
+            start_field(out, name);
+            write_public_url(field.value, context, out);
+            out.extend_from_slice(b"\r\n");
+        } else if name.eq_ignore_ascii_case("set-cookie") {
+            start_field(out, name);
+            write_public_cookie(field.value, context, out);
+            out.extend_from_slice(b"\r\n");
+        } else {
+            write_field(out, name, field.value);
+        }
+    }
+    for (name, value) in &context.edits.set {
+        write_field(out, name, value.as_bytes());
+    }
+    if let Some(hsts) = context.hsts {
+        write_field(out, "Strict-Transport-Security", hsts.as_bytes());
+    }
+    match response.described_length {
+        Some(length) => append(out, format_args!("Content-Length: {length}\r\n")),
+        None if response.status >= 200 && response.status != 204 && response.status != 304 => {
+            write_framing(context.framing, None, out);
+        }
+        None => {}
+    }
+    if response.status == 101 {
+        out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
+    } else if response.status >= 200 {
+        write_connection(context.version, context.close, out);
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends the Connection field where the default of the client's version is not what happens.
+pub(super) fn write_connection(version: Version, close: bool, out: &mut Vec<u8>) {
+    match (version, close) {
+        (_, true) => out.extend_from_slice(b"Connection: close\r\n"),
+        (Version::Http10, false) => out.extend_from_slice(b"Connection: keep-alive\r\n"),
+        (Version::Http11, false) => {}
+    }
+}
+
+/// `method` is None for a response. A response without body says so; a request only where its method expects one.
+fn write_framing(framing: Framing, method: Option<&str>, out: &mut Vec<u8>) {
+    match framing {
+        Framing::Length(length) => append(out, format_args!("Content-Length: {length}\r\n")),
+        Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
+        Framing::None if matches!(method, None | Some("POST" | "PUT" | "PATCH")) => {
+            out.extend_from_slice(b"Content-Length: 0\r\n");
+        }
+        Framing::None | Framing::UntilClose => {}
+    }
+}
+
+/// An URL of the application becomes the public one, or stays what it is.
+fn write_public_url(url: &[u8], context: &ResponseContext<'_>, out: &mut Vec<u8>) {
+    let Ok(text) = std::str::from_utf8(url) else {
+        out.extend_from_slice(url);
+        return;
+    };
+    let (scheme, public) = context.public;
+    let absolute = ["http://", "https://"]
+        .into_iter()
+        .find(|scheme| starts_with_ignore_case(text, scheme))
+        .map(|scheme| &text[scheme.len()..]);
+    match absolute {
+        Some(rest) => {
+            let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+            let is_ours = authority.eq_ignore_ascii_case(public)
+                || context
+                    .upstream_authorities
+                    .iter()
+                    .any(|own| authority.eq_ignore_ascii_case(own));
+            if is_ours && !public.is_empty() {
+                append(out, format_args!("{scheme}://{public}"));
+                write_public_path(path, context.mapping, out);
+            } else {
+                out.extend_from_slice(url);
+            }
+        }
+        // `//host/path` names another host.
+        None if text.starts_with('/') && !text.starts_with("//") => {
+            write_public_path(text, context.mapping, out);
+        }
+        None => out.extend_from_slice(url),
+    }
+}
+
+fn write_public_path(url: &str, mapping: Mapping<'_>, out: &mut Vec<u8>) {
+    let (path, rest) = url.split_at(url.find(['?', '#', ';']).unwrap_or(url.len()));
+    if path.starts_with('/') && is_under(path.as_bytes(), mapping.upstream) {
+        write_mapped(path, mapping.upstream, mapping.public, out);
+    } else {
+        out.extend_from_slice(path.as_bytes());
+    }
+    out.extend_from_slice(rest.as_bytes());
+}
+
+/// Path and Domain of a cookie become the public ones (RFC 6265 §4.1.1).
+fn write_public_cookie(cookie: &[u8], context: &ResponseContext<'_>, out: &mut Vec<u8>) {
+    for (index, attribute) in cookie.split(|&byte| byte == b';').enumerate() {
+        if index > 0 {
+            out.push(b';');
+        }
+        let value_of = |name: &str| {
+            let text = std::str::from_utf8(attribute).ok().filter(|_| index > 0)?;
+            let (key, value) = text.split_once('=')?;
+            key.trim().eq_ignore_ascii_case(name).then(|| value.trim())
+        };
+        if let Some(path) = value_of("path") {
+            out.extend_from_slice(b" Path=");
+            write_public_path(path, context.mapping, out);
+        } else if let Some(domain) = value_of("domain") {
+            let bare = |authority: &str| authority.split(':').next().unwrap_or("").to_owned();
+            let host = domain.trim_start_matches('.');
+            let is_upstream =
+                context.upstream_authorities.iter().any(|own| bare(own).eq_ignore_ascii_case(host));
+            let public = bare(context.public.1);
+            let domain = if is_upstream && !public.is_empty() { &public } else { domain };
+            append(out, format_args!(" Domain={domain}"));
+        } else {
+            out.extend_from_slice(attribute);
+        }
+    }
+}
+
+/// Whether a Connection field names `name` (RFC 9110 §7.6.1).
+fn is_listed(fields: &[Header<'_>], name: &str) -> bool {
+    fields
+        .iter()
+        .filter(|field| field.name.eq_ignore_ascii_case("connection"))
+        .any(|field| list(field.value).any(|option| option.eq_ignore_ascii_case(name.as_bytes())))
+}
+
+fn is_edited(edits: &HeaderEdits, name: &str) -> bool {
+    edits.remove.iter().any(|removed| removed.eq_ignore_ascii_case(name))
+        || edits.set.iter().any(|(set, _)| set.eq_ignore_ascii_case(name))
+}
+
+fn start_field(out: &mut Vec<u8>, name: &str) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+}
+
+fn write_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    start_field(out, name);
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Formats into the head; writing to a vector cannot fail.
+pub(super) fn append(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+    let written = out.write_fmt(text);
+    debug_assert!(written.is_ok(), "a vector takes every byte");
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{HeadLimits, Parsed};
+    use super::*;
+
+    const LIMITS: HeadLimits = HeadLimits { bytes: 65536, fields: 100 };
+    const SAME: Mapping<'static> = Mapping { public: "/", upstream: "/" };
+
+    fn identity(trusted: bool) -> Identity {
+        Identity {
+            peer: "192.0.2.7".parse().unwrap(),
+            peer_is_trusted: trusted,
+            https: true,
+            port: 443,
+        }
+    }
+
+    fn request(bytes: &str, mapping: Mapping<'_>, trusted: bool, edits: &HeaderEdits) -> String {
+        let mut slots = fields::slots();
+        let Ok(Parsed::Complete(head, _)) =
+            RequestHead::parse(bytes.as_bytes(), &mut slots, LIMITS)
+        else {
+            panic!("not understood: {bytes}")
+        };
+        let mut out = Vec::new();
+        write_request(&head, mapping, identity(trusted), edits, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    const OURS: &str = "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\n\
+                        X-Forwarded-Host: h\r\nX-Forwarded-Port: 443\r\n";
+
+    #[test]
+    fn identity_is_stripped_and_set_whatever_the_client_says() {
+        let forged = "GET /a?q HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 1.2.3.4\r\nx-forwarded-proto: http\r\n\
+                      X_Forwarded_For: 5.6.7.8\r\nForwarded: for=1.1.1.1\r\nX-Real-IP: 1.1.1.1\r\n\
+                      REMOTE_USER: admin\r\nX-Client-Verified: SUCCESS\r\nAccept: */*\r\n\
+                      Connection: X-Forwarded-For, Cookie, Accept, keep-alive\r\nCookie: a=b\r\n\r\n";
+        let expected = format!("GET /a?q HTTP/1.1\r\nHost: h\r\nCookie: a=b\r\n{OURS}\r\n");
+        assert_eq!(request(forged, SAME, false, &HeaderEdits::default()), expected);
+    }
+
+    #[test]
+    fn behind_a_trusted_proxy_the_peer_is_appended_to_real_addresses_only() {
+        let bytes = "GET / HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: evil, 10.0.0.1\r\n\
+                     X-Forwarded-For: 2001:db8::1\r\n\r\n";
+        let out = request(bytes, SAME, true, &HeaderEdits::default());
+        assert!(out.contains("X-Forwarded-For: 10.0.0.1, 2001:db8::1, 192.0.2.7\r\n"), "{out}");
+        assert_eq!(out.matches("X-Forwarded-For").count(), 1);
+    }
+
+    #[test]
+    fn the_prefix_is_mapped_and_edits_apply() {
+        let edits =
+            HeaderEdits { remove: vec!["x-old".into()], set: vec![("X-New".into(), "1".into())] };
+        let bytes = "PUT /desk/x?y HTTP/1.1\r\nHost: h\r\nX-Old: 1\r\nx-new: 0\r\nContent-Length: 2\r\n\r\n";
+        let mapping = Mapping { public: "/desk/", upstream: "/guacamole/" };
+        assert_eq!(
+            request(bytes, mapping, false, &edits),
+            format!(
+                "PUT /guacamole/x?y HTTP/1.1\r\nHost: h\r\n{OURS}X-New: 1\r\nContent-Length: 2\r\n\r\n"
+            )
+        );
+    }
+
+    #[test]
+    fn an_upgrade_is_rebuilt_and_a_stray_one_disappears() {
+        let handshake = "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        let good = format!("GET / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\n{handshake}");
+        let out = request(&good, SAME, false, &HeaderEdits::default());
+        assert!(out.ends_with("Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"), "{out}");
+        assert!(out.contains("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"));
+        let stray = format!("GET / HTTP/1.1\r\nHost: h\r\n{handshake}");
+        let out = request(&stray, SAME, false, &HeaderEdits::default());
+        assert_eq!(out, format!("GET / HTTP/1.1\r\nHost: h\r\n{OURS}\r\n"));
+    }
+
+    fn response(bytes: &str, mapping: Mapping<'_>, framing: Framing, close: bool) -> String {
+        let mut slots = fields::slots();
+        let parsed = ResponseHead::parse(bytes.as_bytes(), &mut slots, LIMITS, false, None);
+        let Ok(Parsed::Complete(head, _)) = parsed else { panic!("not understood: {bytes}") };
+        let context = ResponseContext {
+            version: Version::Http11,
+            framing,
+            close,
+            mapping,
+            upstream_authorities: &["10.0.0.5:8080".into()],
+            public: ("https", "desk.example.org"),
+            hsts: Some("max-age=1"),
+            edits: &HeaderEdits::default(),
+        };
+        let mut out = Vec::new();
+        write_response(&head, &context, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn redirects_and_cookies_name_the_public_address() {
+        let mapping = Mapping { public: "/desk/", upstream: "/guacamole/" };
+        for (from, to) in [
+            (
+                "Location: http://10.0.0.5:8080/guacamole/x?y",
+                "Location: https://desk.example.org/desk/x?y",
+            ),
+            (
+                "Location: http://desk.example.org/guacamole",
+                "Location: https://desk.example.org/desk",
+            ),
+            ("Location: /guacamole/;jsessionid=1", "Location: /desk/;jsessionid=1"),
+            ("Location: /guacamole2/", "Location: /guacamole2/"),
+            ("Location: //evil/guacamole/", "Location: //evil/guacamole/"),
+            ("Location: http://other/guacamole/", "Location: http://other/guacamole/"),
+            ("Location: next", "Location: next"),
+            (
+                "Set-Cookie: S=1; path=/guacamole; HttpOnly; Domain=10.0.0.5",
+                "Set-Cookie: S=1; Path=/desk; HttpOnly; Domain=desk.example.org",
+            ),
+        ] {
+            let bytes = format!("HTTP/1.1 302 Found\r\n{from}\r\nContent-Length: 0\r\n\r\n");
+            let out = response(&bytes, mapping, Framing::None, false);
+            assert!(out.contains(&format!("\r\n{to}\r\n")), "{from} became {out}");
+        }
+    }
+
+    #[test]
+    fn a_response_loses_its_hop_and_gets_ours() {
+        let bytes = "HTTP/1.1 200 Fine\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nServer: T\r\n\
+                     Strict-Transport-Security: max-age=9\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(
+            response(bytes, SAME, Framing::Chunked, true),
+            "HTTP/1.1 200 Fine\r\nServer: T\r\nStrict-Transport-Security: max-age=1\r\n\
+             Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_parses_to_the_same_request(
+            method in prop_oneof![Just("GET"), Just("POST"), Just("DELETE")],
+            path in "(/[a-z0-9.-]{1,8}x){0,4}/?",
+            query in "(\\?[a-z:=&%2f]{0,10})?",
+            fields in proptest::collection::vec(("[A-Za-z-]{1,12}x", "[ -~]{0,20}"), 0..10),
+            length in proptest::option::of(0_u64..u64::MAX),
+        ) {
+            let mut bytes = format!("{method} /{} HTTP/1.1\r\nHost: h:1\r\n", format!("{path}{query}").trim_start_matches('/'));
+            for (name, value) in &fields {
+                bytes.push_str(&format!("{name}: {value}\r\n"));
+            }
+            if let Some(length) = length {
+                bytes.push_str(&format!("Content-Length: {length}\r\n"));
+            }
+            bytes.push_str("\r\n");
+            let mut slots = fields::slots();
+            let Ok(Parsed::Complete(head, _)) = RequestHead::parse(bytes.as_bytes(), &mut slots, LIMITS) else {
+                return Ok(());
+            };
+            let mut out = Vec::new();
+            write_request(&head, SAME, identity(false), &HeaderEdits::default(), &mut out);
+            let mut again = fields::slots();
+            let Ok(Parsed::Complete(second, len)) = RequestHead::parse(&out, &mut again, LIMITS) else {
+                return Err(TestCaseError::fail("what we wrote is refused by ourselves"));
+            };
+            prop_assert_eq!(len, out.len());
+            prop_assert_eq!(head.method, second.method);
+            prop_assert_eq!(head.target, second.target);
+            prop_assert_eq!(head.framing, second.framing);
+            prop_assert_eq!(head.authority, second.authority);
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! A connected stream socket, and connecting one.
+
+use std::future::Future;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use io_uring::{opcode, types};
+use socket2::{SockAddr, SockRef};
+
+use super::message::{Control, RecvMessage, SendMessage};
+use super::op::{self, InFlight, Operation};
+use crate::sys;
+use crate::transport::{Buffer, Owned, Transport};
+
+/// A stream socket, TCP or Unix, on the ring of this thread. Clones are handles of the same socket.
+///
+/// When the last handle goes, the socket closes. Should an operation be in flight then, because its future was dropped
+/// before, the socket is shut down, so that the operation ends and closes it. A future counts as a handle.
+///
+/// The descriptor is *not* `O_NONBLOCK`. On one that is, every operation completes at once with `EAGAIN`; on one that is
+/// not, it waits inside the kernel (poll-armed, without a thread), and the calls that must not wait say so themselves.
+/// `splice(2)`, though, asks the descriptor and nothing else, and would stop the whole thread on this one.
+#[derive(Clone, Debug)]
+pub struct Socket(Rc<Handle>);
+
+/// What handles share. Operations hold the descriptor only.
+#[derive(Debug)]
+struct Handle {
+    descriptor: Rc<OwnedFd>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if Rc::strong_count(&self.descriptor) > 1 {
+            sys::shutdown(self.descriptor.as_fd(), Shutdown::Both);
+        }
+    }
+}
+
+impl Socket {
+    /// Takes over a connected stream socket that is not `O_NONBLOCK`.
+    #[must_use]
+    pub fn new(descriptor: OwnedFd) -> Self {
+        Self(Rc::new(Handle { descriptor: Rc::new(descriptor) }))
+    }
+
+    /// Begins to connect, with `TCP_NODELAY` where there is TCP. It goes on until the kernel gives up, which may take
+    /// minutes: bound it by dropping what is returned, or by shutting [`Connecting::socket`] down.
+    ///
+    /// # Errors
+    /// What is known at once: no descriptors, no route, a path that does not exist. A Unix socket whose listener is
+    /// full gives `WouldBlock`, and there is nothing to wait for.
+    ///
+    /// # Panics
+    /// Outside [`start`](super::start).
+    pub fn connect(address: &SockAddr) -> io::Result<Connecting> {
+        let socket = socket2::Socket::new(address.domain(), socket2::Type::STREAM, None)?;
+        if address.is_unix() {
+            socket.connect(address)?;
+            return Ok(Connecting { socket: Some(Self::new(socket.into())), waiting: None });
+        }
+        socket.set_tcp_nodelay(true)?;
+        // Not the CONNECT operation: before Linux 6.4 its retry connects anew when it finds that the socket was shut
+        // down meanwhile, so that it cannot be ended.
+        socket.set_nonblocking(true)?;
+        let waits = match socket.connect(address) {
+            Ok(()) => false,
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINPROGRESS | libc::EINTR) => true,
+                _ => return Err(error),
+            },
+        };
+        socket.set_nonblocking(false)?;
+        let socket = Self::new(socket.into());
+        let waiting = waits.then(|| socket.poll(libc::POLLOUT));
+        Ok(Connecting { socket: Some(socket), waiting })
+    }
+
+    /// Receives into the spare room of `buffer` together with control messages, as `recvmsg(2)` does, for which there is
+    /// room of `control_bytes`. The buffer must have spare room.
+    pub fn recv_message(&self, buffer: Buffer, control_bytes: usize) -> RecvMessage {
+        RecvMessage::submit(self, buffer, control_bytes)
+    }
+
+    /// Sends the filled bytes of `buffer` with control messages, as `sendmsg(2)` does: perhaps not all of the bytes. The
+    /// messages go with the first byte.
+    pub fn send_message(&self, buffer: Buffer, control: &[Control<'_>]) -> SendMessage {
+        SendMessage::submit(self, buffer, control)
+    }
+
+    /// Has the kernel look after a peer that has gone silently: probes after `idle` without a byte, then every
+    /// `interval`. `None` for `unacknowledged` leaves it to the kernel how long sent bytes may lack an acknowledgement
+    /// before the connection is given up.
+    ///
+    /// # Errors
+    /// The error of `setsockopt(2)`, `EOPNOTSUPP` on a Unix socket among them.
+    pub fn keep_alive(
+        &self,
+        idle: Duration,
+        interval: Duration,
+        unacknowledged: Option<Duration>,
+    ) -> io::Result<()> {
+        let socket = SockRef::from(self);
+        let probes = socket2::TcpKeepalive::new().with_time(idle).with_interval(interval);
+        socket.set_tcp_keepalive(&probes)?;
+        socket.set_tcp_user_timeout(unacknowledged)
+    }
+
+    /// The number by which the kernel, and programs inside it, know the socket for as long as it lives (`SO_COOKIE`).
+    ///
+    /// # Errors
+    /// The error of `getsockopt(2)`.
+    pub fn cookie(&self) -> io::Result<u64> {
+        SockRef::from(self).cookie()
+    }
+
+    /// The descriptor, for an operation to own.
+    pub(super) fn descriptor(&self) -> Rc<OwnedFd> {
+        Rc::clone(&self.0.descriptor)
+    }
+
+    fn poll(&self, events: libc::c_short) -> Readiness {
+        let operation = Ready { _descriptor: self.descriptor() };
+        let flags = u32::from(events.cast_unsigned());
+        let entry = opcode::PollAdd::new(types::Fd(self.as_fd().as_raw_fd()), flags).build();
+        // SAFETY: the descriptor belongs to the operation, no memory is named, and POLL_ADD without `multi` completes
+        // once.
+        let in_flight = unsafe { op::submit(operation, entry) };
+        Readiness { in_flight, _socket: self.clone() }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.descriptor.as_fd()
+    }
+}
+
+impl Transport for Socket {
+    type Recv = Recv;
+    type Send = Send;
+
+    fn recv(&self, mut buffer: Buffer) -> Recv {
+        let spare = buffer.spare_mut();
+        // A receive of nothing completes with zero, and the caller would take that for the end of the stream.
+        assert!(!spare.is_empty(), "a receive needs room");
+        let (pointer, len) = (spare.as_mut_ptr(), bounded(spare.len()));
+        let entry = opcode::Recv::new(types::Fd(self.as_fd().as_raw_fd()), pointer, len).build();
+        let operation = Receive { buffer, _descriptor: self.descriptor() };
+        // SAFETY: descriptor and buffer belong to the operation, whose buffer is a `Vec` behind a private field and is
+        // not touched before completion. RECV without a buffer group completes once.
+        let in_flight = unsafe { op::submit(operation, entry) };
+        Recv { in_flight, _socket: self.clone() }
+    }
+
+    fn send(&self, buffer: Buffer) -> Send {
+        let filled = buffer.filled();
+        let (pointer, len) = (filled.as_ptr(), bounded(filled.len()));
+        let entry = opcode::Send::new(types::Fd(self.as_fd().as_raw_fd()), pointer, len)
+            .flags(libc::MSG_NOSIGNAL)
+            .build();
+        let operation = Transmit { buffer, _descriptor: self.descriptor() };
+        // SAFETY: descriptor and buffer belong to the operation, whose buffer is a `Vec` behind a private field and is
+        // not touched before completion. SEND completes once.
+        let in_flight = unsafe { op::submit(operation, entry) };
+        Send { in_flight, _socket: self.clone() }
+    }
+
+    fn try_recv(&self, buffer: &mut Buffer) -> io::Result<usize> {
+        let count = sys::recv(self.as_fd(), buffer.spare_mut())?;
+        buffer.advance(count);
+        Ok(count)
+    }
+
+    fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
+        sys::send(self.as_fd(), bytes)
+    }
+
+    fn readable(&self) -> impl Future<Output = io::Result<()>> {
+        self.poll(libc::POLLIN | libc::POLLRDHUP)
+    }
+
+    fn writable(&self) -> impl Future<Output = io::Result<()>> {
+        self.poll(libc::POLLOUT)
+    }
+
+    fn shutdown(&self, how: Shutdown) {
+        sys::shutdown(self.as_fd(), how);
+    }
+}
+
+/// A connection being made. Dropped before it is ready, it ends at once.
+#[must_use = "futures do nothing unless awaited"]
+pub struct Connecting {
+    socket: Option<Socket>,
+    waiting: Option<Readiness>,
+}
+
+impl Connecting {
+    /// A handle of the socket, by which a deadline can end the wait: shut down, it completes with an error.
+    ///
+    /// # Panics
+    /// After completion.
+    #[must_use]
+    pub fn socket(&self) -> &Socket {
+        self.socket.as_ref().expect("not yet completed")
+    }
+}
+
+impl Future for Connecting {
+    type Output = io::Result<Socket>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some(waiting) = &mut self.waiting {
+            let waited = ready!(Pin::new(waiting).poll(cx));
+            self.waiting = None;
+            let socket = self.socket();
+            let outcome = waited.and_then(|()| connected(socket));
+            if let Err(error) = outcome {
+                self.socket = None;
+                return Poll::Ready(Err(error));
+            }
+        }
+        Poll::Ready(Ok(self.socket.take().expect("not polled after completion")))
+    }
+}
+
+/// Whether the wait has ended because of a connection.
+fn connected(socket: &Socket) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    match socket.take_error()? {
+        Some(error) => Err(error),
+        // Ended by a shutdown, it may have no error, but has no peer either.
+        None => socket.peer_addr().map(drop),
+    }
+}
+
+/// A receive in flight.
+#[must_use = "a dropped receive loses bytes"]
+pub struct Recv {
+    // Before the socket, so that an unfinished operation is known to be abandoned when the handle goes.
+    in_flight: InFlight<Receive>,
+    _socket: Socket,
+}
+
+impl Future for Recv {
+    type Output = Owned;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Owned> {
+        Pin::new(&mut self.in_flight).poll(cx)
+    }
+}
+
+struct Receive {
+    buffer: Buffer,
+    _descriptor: Rc<OwnedFd>,
+}
+
+impl Operation for Receive {
+    type Output = Owned;
+
+    fn complete(mut self, result: io::Result<u32>) -> Owned {
+        let result = result.and_then(count);
+        if let Ok(count) = result {
+            self.buffer.advance(count);
+        }
+        (result, self.buffer)
+    }
+}
+
+/// A send in flight.
+#[must_use = "a dropped send may or may not have happened"]
+pub struct Send {
+    in_flight: InFlight<Transmit>,
+    _socket: Socket,
+}
+
+impl Future for Send {
+    type Output = Owned;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Owned> {
+        Pin::new(&mut self.in_flight).poll(cx)
+    }
+}
+
+struct Transmit {
+    buffer: Buffer,
+    _descriptor: Rc<OwnedFd>,
+}
+
+impl Operation for Transmit {
+    type Output = Owned;
+
+    fn complete(mut self, result: io::Result<u32>) -> Owned {
+        let result = result.and_then(count);
+        if let Ok(count) = result {
+            self.buffer.consume(count);
+        }
+        (result, self.buffer)
+    }
+}
+
+/// A wait for readiness. It may end for nothing: Linux 6.1 reports a socket with kernel TLS as readable while it holds
+/// a part of a record, again and again.
+#[must_use = "futures do nothing unless awaited"]
+pub struct Readiness {
+    in_flight: InFlight<Ready>,
+    _socket: Socket,
+}
+
+impl Future for Readiness {
+    type Output = io::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.in_flight).poll(cx)
+    }
+}
+
+struct Ready {
+    _descriptor: Rc<OwnedFd>,
+}
+
+impl Operation for Ready {
+    type Output = io::Result<()>;
+
+    fn complete(self, result: io::Result<u32>) -> io::Result<()> {
+        // Which events it were is of no interest: errors and hang-ups show at the call that was waited for.
+        result.map(drop)
+    }
+}
+
+/// A length as the ring takes it; the rest is left for the next operation.
+pub(super) fn bounded(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+/// A count as the kernel reported it.
+pub(super) fn count(reported: u32) -> io::Result<usize> {
+    usize::try_from(reported).map_err(io::Error::other)
+}

@@ -1,0 +1,45 @@
+//! Every operation, on a real ring.
+
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use super::*;
+use crate::transport::{Buffer, Transport};
+
+const LOCALHOST: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// Runs a test on a ring of its own; a test that hangs fails after ten seconds.
+fn ring<F: Future>(test: impl FnOnce() -> F) -> F::Output {
+    let bounded = |_| async {
+        let limit = std::time::Duration::from_secs(10);
+        tokio::time::timeout(limit, test()).await.expect("the test hangs")
+    };
+    start(Setup { submissions: 64, completions: 256 }, bounded).unwrap()
+}
+
+async fn tcp_pair() -> (Socket, Socket) {
+    let listener = Listener::bind(LOCALHOST, &ListenOptions::default()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let here = Socket::connect(&address.into()).unwrap().await.unwrap();
+    let (there, _) = listener.accept().await.unwrap();
+    listener.close();
+    assert!(matches!(listener.accept().await, Err(AcceptError::Closed)));
+    (here, there)
+}
+
+fn filled(bytes: &[u8]) -> Buffer {
+    let mut buffer = Buffer::with_capacity(bytes.len());
+    buffer.append(bytes);
+    buffer
+}
+
+#[test]
+fn bytes_go_both_ways() {
+    ring(|| async {
+        let (here, there) = tcp_pair().await;
+        let (sent, rest) = here.send(filled(b"hello")).await;
+        assert_eq!((sent.unwrap(), rest.len()), (5, 0));
+        let (received, buffer) = there.recv(Buffer::with_capacity(16)).await;
+        assert_eq!((received.unwrap(), buffer.filled()), (5, &b"hello"[..]));
+    });
+}
