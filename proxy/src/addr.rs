@@ -9,7 +9,8 @@ use ipnet::IpNet;
 pub struct ClientAddr(SocketAddr);
 
 impl ClientAddr {
-    /// Takes the address from accept and removes a v4-mapping, so that access rules written for IPv4 apply.
+    /// Takes the address from accept and removes a v4-mapping, so that access rules written for
+    /// IPv4 apply.
     #[must_use]
     pub fn new(address: SocketAddr) -> Self {
         Self(SocketAddr::new(address.ip().to_canonical(), address.port()))
@@ -27,8 +28,8 @@ impl ClientAddr {
         self.0.port()
     }
 
-    /// What counts as one client in limits per address: an IPv4 address, or the /64 of an IPv6 address,
-    /// since one subscriber is given at least that much (RFC 6177 §2).
+    /// What counts as one client in limits per address: an IPv4 address, or the /64 of an IPv6
+    /// address, since one subscriber is given at least that much (RFC 6177 §2).
     #[must_use]
     pub fn subscriber(&self) -> IpAddr {
         match self.0.ip() {
@@ -128,7 +129,8 @@ mod tests {
             ]);
             let inside = network & mask == address & mask;
             prop_assert_eq!(set.contains(Ipv4Addr::from_bits(address).into()), inside);
-            prop_assert!(!set.contains(Ipv6Addr::from_bits(u128::from(address) << 64 | 1 << 100).into()));
+            let other = Ipv6Addr::from_bits(u128::from(address) << 64 | 1 << 100);
+            prop_assert!(!set.contains(other.into()));
         }
     }
 }

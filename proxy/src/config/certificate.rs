@@ -1,6 +1,7 @@
 //! A chain and its key, read and judged before anything is served with them.
 //!
-//! No message here repeats what a file holds; a key that was put in the wrong place must not reach a log.
+//! No message here repeats what a file holds; a key that was put in the wrong place must not reach
+//! a log.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -65,8 +66,8 @@ struct Chain {
     not_after: i64,
 }
 
-/// Reads both files and checks them alone and together; everything wrong is noted at the key that names the
-/// file. None when either cannot be used.
+/// Reads both files and checks them alone and together; everything wrong is noted at the key that
+/// names the file. None when either cannot be used.
 pub(super) fn load(
     report: &mut Report,
     around: &mut Surroundings<'_>,
@@ -260,8 +261,8 @@ fn check_dates(
     valid
 }
 
-/// Each certificate should be signed by the next (RFC 5246 §7.4.2, eased by RFC 8446 §4.4.2); not every client
-/// sorts.
+/// Each certificate should be signed by the next (RFC 5246 §7.4.2, eased by RFC 8446 §4.4.2); not
+/// every client sorts.
 fn check_order(report: &mut Report, item: &Item<'_>, file: &Path, chain: &[CertificateDer<'_>]) {
     for (at, pair) in chain.windows(2).enumerate() {
         let [one, next] = pair else { continue };

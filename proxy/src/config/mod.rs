@@ -1,12 +1,37 @@
 //! A file becomes values that cannot be wrong.
 //!
-//! What enters is one TOML file and the certificates it names; what leaves is a [`Loaded`] configuration, or
-//! a [`Report`] with everything that is wrong in it. Everything a worker reads at run time is decided here
-//! once: routes are sorted, names are lower-cased, certificates are matched with their keys. Nothing is
-//! bound, resolved or connected here, and no clock is read below [`Config::load`].
+//! What enters is one TOML file and the certificates it names; what leaves is a `Loaded`
+//! configuration, or a `Report` with everything that is wrong in it. Everything a worker reads at
+//! run time is decided here once: routes are sorted, names are lower-cased, certificates are
+//! matched with their keys. Nothing is bound, resolved or connected here, and no clock is read
+//! below `Config::load`.
 //!
-//! Unknown keys are refused, values have bounds, and the order of tables never matters. The keys are
-//! described one by one in the README, under "Configuration".
+//! # The file
+//!
+//! ```toml
+//! # workers, drain_timeout, trusted_proxies
+//! [[listener]]             # address, service, redirect_port
+//! address = ["0.0.0.0:443", "[::]:443"]
+//!
+//! [tls]                    # certificate, key, unknown_name
+//! certificate = "/etc/tlsplice/fullchain.pem"
+//! key = "/etc/tlsplice/key.pem"
+//!
+//! [[route]]                # host, path, upstream, upstream_path, app, and the fields of `Route`
+//! upstream = "http://127.0.0.1:8080/guacamole/"
+//! app = "guacamole"
+//!
+//! # [[tls.site]]: certificate, key, names
+//! # [[upstream]]: name, endpoints, and the fields of `Upstream`
+//! # [limits]: the fields of `Limits`
+//! # [access_log]: target, format
+//! ```
+//!
+//! Unknown keys are refused, values have bounds, and the order of tables never matters. Durations
+//! are text with a unit (`ms`, `s`, `m`, `h`), sizes are numbers of bytes or text with a binary
+//! unit (`KiB`, `MiB`, `GiB`), and a list of one may be written without its brackets. The README
+//! describes every key with its default and its bounds, under "Configuration"; a test keeps it
+//! complete.
 
 mod certificate;
 mod model;
@@ -17,6 +42,8 @@ mod sections;
 mod server;
 mod source;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::Path;
@@ -101,6 +128,7 @@ pub fn parse(
         report.push(Severity::Error, "", error.span().unwrap_or(0..0), fault);
     }
     if report.has_errors() {
+        report.sort();
         return Err(report);
     }
 

@@ -1,5 +1,5 @@
-//! The values a worker reads. They are made by [`super::parse`] alone, so the invariants written at the
-//! fields hold everywhere else.
+//! The values a worker reads. They are made by [`super::parse`] alone, so the invariants written at
+//! the fields hold everywhere else.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,10 +15,11 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// Present when any listener speaks TLS.
     pub tls: Option<Arc<rustls::ServerConfig>>,
-    /// What the loaded certificates say of themselves, the default one first; for reports and metrics.
+    /// What the loaded certificates say of themselves, the default one first; for reports and
+    /// metrics.
     pub certificates: Vec<CertificateSummary>,
-    /// Routes, most specific first (exact host, wildcard, any host; then the longest path). At least
-    /// one. [`Config::route`] is the scan in this order.
+    /// Routes, most specific first (exact host, wildcard, any host; then the longest path). At
+    /// least one. [`Config::route`] is the scan in this order.
     pub routes: Vec<Route>,
     /// Referenced by index from [`Route::upstream`].
     pub upstreams: Vec<Upstream>,
@@ -75,11 +76,11 @@ pub enum Service {
 pub struct Route {
     /// Lower-case host without port; None matches any host.
     pub host: Option<Host>,
-    /// Public prefix. Begins and ends with `/`, whichever way the file wrote it; matches whole segments
-    /// (`/guacamole/` also matches `/guacamole`).
+    /// Public prefix. Begins and ends with `/`, whichever way the file wrote it; matches whole
+    /// segments (`/guacamole/` also matches `/guacamole`).
     pub path: String,
-    /// Prefix at the upstream that replaces `path`; equal to `path` when there is no mapping. Begins and
-    /// ends with `/`, so replacing one by the other never joins or splits a segment.
+    /// Prefix at the upstream that replaces `path`; equal to `path` when there is no mapping.
+    /// Begins and ends with `/`, so replacing one by the other never joins or splits a segment.
     pub upstream_path: String,
     /// Index into [`Config::upstreams`].
     pub upstream: usize,
@@ -87,7 +88,8 @@ pub struct Route {
     pub allow: CidrSet,
     /// These addresses get 403, whatever `allow` says.
     pub deny: CidrSet,
-    /// Edits of the request head, applied after our own identity fields are known and unable to touch them.
+    /// Edits of the request head, applied after our own identity fields are known and unable to
+    /// touch them.
     pub request_headers: HeaderEdits,
     /// Edits of the response head.
     pub response_headers: HeaderEdits,
@@ -95,12 +97,13 @@ pub struct Route {
     pub hsts: Option<String>,
     /// Largest request body in bytes; None is no bound.
     pub body_bytes_max: Option<u64>,
-    /// Deadline for the answer to an upgrade; shorter than `upstream.response_timeout` for Guacamole.
+    /// Deadline for the answer to an upgrade; shorter than `upstream.response_timeout` for
+    /// Guacamole.
     pub upgrade_timeout: Duration,
     /// A tunnel without a byte in either direction for this long is closed.
     pub tunnel_idle_timeout: Duration,
-    /// Origins that may open a WebSocket, as a browser writes them (lower case, no default port); empty:
-    /// any.
+    /// Origins that may open a WebSocket, as a browser writes them (lower case, no default port);
+    /// empty: any.
     pub allowed_origins: Vec<String>,
     /// What the application behind it needs.
     pub app: App,
@@ -138,7 +141,8 @@ pub struct HeaderEdits {
 /// A group of equivalent endpoints.
 #[derive(Debug)]
 pub struct Upstream {
-    /// Name for logs and metrics; for an upstream written as a URL in a route, that URL without its path.
+    /// Name for logs and metrics; for an upstream written as a URL in a route, that URL without its
+    /// path.
     pub name: String,
     /// At least one; distinct.
     pub endpoints: Vec<EndpointAddr>,
@@ -193,8 +197,8 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// Between two requests.
     pub keep_alive_timeout: Duration,
-    /// A request body below this many bytes per second (after a grace of 10 s) is ended with 408; 0 turns
-    /// the rule off.
+    /// A request body below this many bytes per second (after a grace of 10 s) is ended with 408; 0
+    /// turns the rule off.
     pub body_rate_min: u64,
     /// A client that takes no byte of a response for this long is closed.
     pub write_timeout: Duration,

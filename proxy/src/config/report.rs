@@ -23,8 +23,8 @@ pub enum Severity {
 pub struct Problem {
     /// Whether the file is refused for it.
     pub severity: Severity,
-    /// Path of the key, such as `route[2].upstream`; elements of arrays are counted from 1. Empty when the
-    /// problem belongs to no key.
+    /// Path of the key, such as `route[2].upstream`; elements of arrays are counted from 1. Empty
+    /// when the problem belongs to no key.
     pub key: String,
     /// Where in the file, as byte offsets; None when the file could not be read.
     pub span: Option<Range<usize>>,
@@ -32,7 +32,7 @@ pub struct Problem {
     pub line: usize,
     /// Column in characters, counted from 1; 0 without a span.
     pub column: usize,
-    /// What is wrong, naming the value.
+    /// A whole sentence: the key, and what is wrong with its value.
     pub message: String,
     /// What is allowed there; may be empty.
     pub expected: String,
@@ -82,7 +82,11 @@ impl Report {
             span: Some(start..end),
             line: self.line_of(start),
             column: before.get(line_start..).unwrap_or_default().chars().count() + 1,
-            message: fault.message,
+            message: match (key, fault.predicate) {
+                ("", _) => fault.message,
+                (_, true) => format!("`{key}` {}", fault.message),
+                (_, false) => format!("`{key}`: {}", fault.message),
+            },
             expected: fault.expected,
             hint: fault.hint,
         });
@@ -128,8 +132,8 @@ impl Report {
         self.problems.iter().filter(|problem| problem.severity == severity).count()
     }
 
-    /// The whole report as text for a terminal, with colours when `colour` is set. [`fmt::Display`] is the
-    /// same without colours.
+    /// The whole report as text for a terminal, with colours when `colour` is set. [`fmt::Display`]
+    /// is the same without colours.
     #[must_use]
     pub fn render(&self, colour: bool) -> String {
         if self.is_empty() {
@@ -139,7 +143,8 @@ impl Report {
         let file = self.file.to_string_lossy();
         let groups: Vec<Group<'_>> =
             self.problems.iter().map(|problem| self.group(problem, &file)).collect();
-        // One call per group: rendered together, line numbers of unrelated problems would be aligned.
+        // One call per group: rendered together, line numbers of unrelated problems would be
+        // aligned.
         let mut text = String::new();
         for group in groups {
             text.push_str(&renderer.render(&[group]));
@@ -174,15 +179,10 @@ impl Report {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,
         };
-        let title = if problem.key.is_empty() {
-            problem.message.clone()
-        } else {
-            format!("`{}`: {}", problem.key, problem.message)
-        };
         let hint = problem.hint.as_deref().map(|hint| Level::HELP.message(hint));
         match &problem.span {
             None => {
-                let title = level.primary_title(title);
+                let title = level.primary_title(problem.message.as_str());
                 match hint {
                     Some(hint) => title.element(hint),
                     None => Group::with_title(title),
@@ -194,7 +194,7 @@ impl Report {
                     annotation = annotation.label(problem.expected.as_str());
                 }
                 let snippet = Snippet::source(self.text.as_str()).path(file).annotation(annotation);
-                let group = level.primary_title(title).element(snippet);
+                let group = level.primary_title(problem.message.as_str()).element(snippet);
                 match hint {
                     Some(hint) => group.element(hint),
                     None => group,
@@ -217,6 +217,8 @@ impl std::error::Error for Report {}
 pub(super) struct Fault {
     /// What is wrong, naming the value.
     pub(super) message: String,
+    /// Whether the message goes on from the key, as in "is missing".
+    pub(super) predicate: bool,
     /// What is allowed; may be empty.
     pub(super) expected: String,
     /// What to do about it.
@@ -225,7 +227,12 @@ pub(super) struct Fault {
 
 impl Fault {
     pub(super) fn new(message: impl Into<String>, expected: impl Into<String>) -> Self {
-        Self { message: message.into(), expected: expected.into(), hint: None }
+        Self { message: message.into(), predicate: false, expected: expected.into(), hint: None }
+    }
+
+    /// What is wrong, as a predicate whose subject is the key.
+    pub(super) fn that(predicate: impl Into<String>, expected: impl Into<String>) -> Self {
+        Self { predicate: true, ..Self::new(predicate, expected) }
     }
 
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -243,8 +250,8 @@ pub(super) fn quoted(value: &str) -> String {
     format!("\"{}{dots}\"", shown.escape_debug())
 }
 
-/// Replaces everything from a PEM begin marker to its end marker (or to the end) by `*`, byte for byte, so
-/// that offsets and line breaks stay where they were.
+/// Replaces everything from a PEM begin marker to its end marker (or to the end) by `*`, byte for
+/// byte, so that offsets and line breaks stay where they were.
 pub(super) fn mask_pem(text: &str) -> String {
     const BEGIN: &str = "-----BEGIN";
     const END: &str = "-----END";

@@ -1,15 +1,17 @@
-//! From a host and a path to a route. The order is decided once, when the file is read; at run time it is
-//! a scan.
+//! From a host and a path to a route. The order is decided once, when the file is read; at run time
+//! it is a scan.
 
 use std::cmp::{Ordering, Reverse};
 
 use super::model::{Config, Host, Route};
 
 impl Config {
-    /// The route for a request: the most specific host wins (exact, wildcard, any), then the longest path.
+    /// The route for a request: the most specific host wins (exact, wildcard, any), then the
+    /// longest path.
     ///
-    /// `host` is the Host field without its port, in any case, with or without the root's dot; `path` is the
-    /// path as Tomcat would see it, without query. None: no route, to be answered 404.
+    /// `host` is the Host field without its port, in any case, with or without the root's dot;
+    /// `path` is the path as Tomcat would see it, without query. None: no route, to be answered
+    /// 404.
     #[must_use]
     pub fn route(&self, host: &str, path: &str) -> Option<&Route> {
         find(&self.routes, host, path)

@@ -61,8 +61,7 @@ pub(super) fn show_duration(value: Duration) -> String {
     }
 }
 
-/// `512B`, `32KiB`, `4MiB`, `1GiB`, or a bare number of bytes. Bounds are the caller's, see
-/// [`size_within`].
+/// `512B`, `32KiB`, `4MiB`, `1GiB`, or a bare number of bytes. [`within`] has the bounds.
 pub(super) fn size(text: &str) -> Result<u64, Fault> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
@@ -75,7 +74,8 @@ pub(super) fn size(text: &str) -> Result<u64, Fault> {
     };
     let (Some(shift), false) = (shift, number.is_empty()) else {
         return Err(Fault::new(format!("{} is not a size", quoted(text)), "").hint(
-            "write a whole number of bytes, or text with a binary unit: \"32KiB\", \"4MiB\", \"1GiB\"",
+            "write a whole number of bytes, or text with a binary unit: \"32KiB\", \"4MiB\", \
+             \"1GiB\"",
         ));
     };
     number
@@ -244,8 +244,8 @@ pub(super) fn is_url(text: &str) -> bool {
     text.contains("://") || text.starts_with("unix:") || text.contains('/')
 }
 
-/// `http://host:port`, `http://host:port/path/` or `unix:/path`. The path, where there is one, comes back
-/// in canonical form.
+/// `http://host:port`, `http://host:port/path/` or `unix:/path`. The path, where there is one,
+/// comes back in canonical form.
 pub(super) fn upstream_url(text: &str) -> Result<(EndpointAddr, Option<String>), Fault> {
     let expected = "http://host:port or unix:/path/to/socket";
     let fault = |why: &str| Fault::new(format!("{} {why}", quoted(text)), expected);

@@ -1,9 +1,10 @@
-//! The TLS server that certificates are served by: versions, groups, tickets, and the choice by name.
+//! The TLS server that certificates are served by: versions, groups, tickets, and the choice by
+//! name.
 //!
-//! A ticket is only good for the name it was issued for: rustls keeps the server name in the ticket and
-//! falls back to a full handshake, with the certificate of the new name, when the client asks for another one
-//! (RFC 6066 §3, RFC 8446 §4.6.1). Tickets of an earlier configuration are not good at all: each has its own
-//! ticket keys.
+//! A ticket is only good for the name it was issued for: rustls keeps the server name in the ticket
+//! and falls back to a full handshake, with the certificate of the new name, when the client asks
+//! for another one (RFC 6066 §3, RFC 8446 §4.6.1). Tickets of an earlier configuration are not good
+//! at all: each has its own ticket keys.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -67,8 +67,8 @@ impl FileSource for Disk {
         }
         let mut mode = metadata.permissions().mode() & 0o7777;
         if self.credentials.as_ref().is_some_and(|directory| path.starts_with(directory)) {
-            // systemd grants the service's user access by an ACL, and an ACL's mask is shown in the place
-            // of the group bits. The group itself has no access.
+            // systemd grants the service's user access by an ACL, and an ACL's mask is shown in the
+            // place of the group bits. The group itself has no access.
             mode &= !0o070;
         }
         Ok(FileContents { bytes, mode })
@@ -85,5 +85,24 @@ pub(super) fn explain(error: &io::Error) -> String {
         io::ErrorKind::NotFound => "no such file".to_owned(),
         io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
         _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn group_bits_count_except_among_credentials() {
+        let directory = std::env::temp_dir().join(format!("tlsplice-cred-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let file = directory.join("key.pem");
+        std::fs::write(&file, "x").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o444)).unwrap();
+        let mode = |credentials| Disk { credentials }.read(&file).unwrap().mode;
+        assert_eq!(mode(None), 0o444);
+        assert_eq!(mode(Some(PathBuf::from("/run/credentials/other"))), 0o444);
+        assert_eq!(mode(Some(directory.clone())), 0o404);
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -1,5 +1,5 @@
-//! Walks a parsed TOML document and notes everything wrong on the way instead of stopping at the first
-//! mistake. A table knows which keys were asked for; what is left over at the end is unknown.
+//! Walks a parsed TOML document and notes everything wrong on the way instead of stopping at the
+//! first mistake. A table knows which keys were asked for; what is left over at the end is unknown.
 
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
@@ -24,7 +24,7 @@ impl<'d> Item<'d> {
     pub(super) fn str(&self) -> Result<&'d str, Fault> {
         match self.value {
             DeValue::String(text) => Ok(text),
-            other => Err(wrong_type(other, "a text in quotes")),
+            other => Err(wrong_type(other, "text in quotes")),
         }
     }
 
@@ -139,7 +139,10 @@ impl<'d> Table<'d> {
     }
 
     fn path(&self, key: &str) -> String {
-        if self.key.is_empty() { key.to_owned() } else { format!("{}.{key}", self.key) }
+        // A key may be any text in quotes; only a bare one is shown as it stands.
+        let bare = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+        let key = if key.bytes().all(bare) { key.to_owned() } else { quoted(key) };
+        if self.key.is_empty() { key } else { format!("{}.{key}", self.key) }
     }
 
     /// The value under `key`.
@@ -151,7 +154,8 @@ impl<'d> Table<'d> {
         Some(Item { key: self.path(key), span: value.span(), value: value.get_ref() })
     }
 
-    /// The value under `key` through `read`; None when it is absent or wrong, and the latter is noted.
+    /// The value under `key` through `read`; None when it is absent or wrong, and the latter is
+    /// noted.
     pub(super) fn read<T>(
         &mut self,
         report: &mut Report,
@@ -177,33 +181,42 @@ impl<'d> Table<'d> {
     }
 
     pub(super) fn missing(&self, report: &mut Report, key: &str, hint: &str) {
-        let fault = Fault::new("is missing", "").hint(hint);
+        let fault = Fault::that("is missing", "").hint(hint);
         report.push(Severity::Error, &self.path(key), self.span.clone(), fault);
     }
 
-    /// The tables of an array of tables such as `[[route]]`.
-    pub(super) fn tables(&mut self, report: &mut Report, key: &'static str) -> Vec<Table<'d>> {
-        let Some(item) = self.get(key) else { return Vec::new() };
-        item.list()
-            .into_iter()
+    /// The tables of an array of tables such as `[[route]]`. With `needed`, having none is noted,
+    /// and `needed` says how to begin one.
+    pub(super) fn tables(
+        &mut self,
+        report: &mut Report,
+        key: &'static str,
+        needed: Option<&str>,
+    ) -> Vec<Table<'d>> {
+        let item = self.get(key);
+        let list = item.as_ref().map(Item::list).unwrap_or_default();
+        if let (true, Some(hint)) = (list.is_empty(), needed) {
+            self.missing(report, key, hint);
+        }
+        list.into_iter()
             .filter_map(|element| {
                 let read = element
                     .table()
-                    .map_err(|fault| fault.hint(format!("begin each one with [[{}]]", item.key)));
+                    .map_err(|fault| fault.hint(format!("begin each one with [[{key}]]")));
                 element.note(report, read)
             })
             .collect()
     }
 
-    /// Every entry, whatever its key: for tables whose keys are data.
-    pub(super) fn entries(&self) -> Vec<(&'d str, Item<'d>)> {
+    /// Every entry, whatever its key, for tables whose keys are data: the key, a place to note what
+    /// is wrong with the key, and the value.
+    pub(super) fn entries(&self) -> Vec<(&'d str, Item<'d>, Item<'d>)> {
         self.table
             .iter()
             .map(|(name, value)| {
-                let name: &'d str = name.get_ref();
-                let item =
-                    Item { key: self.path(name), span: value.span(), value: value.get_ref() };
-                (name, item)
+                let key = self.path(name.get_ref());
+                let at = |span| Item { key: key.clone(), span, value: value.get_ref() };
+                (name.get_ref().as_ref(), at(name.span()), at(value.span()))
             })
             .collect()
     }
@@ -213,15 +226,15 @@ impl<'d> Table<'d> {
         (self.key.clone(), self.span.clone())
     }
 
-    /// Refuses every key that was not asked for. `top` are the keys of the file's top level, so that one
-    /// of them that slipped below a `[table]` is recognised.
+    /// Refuses every key that was not asked for. `top` are the keys of the file's top level, so
+    /// that one of them that slipped below a `[table]` is recognised.
     pub(super) fn finish(self, report: &mut Report, top: &[&str]) {
         for (name, _) in self.table {
             let found: &str = name.get_ref();
             if self.asked.contains(&found) {
                 continue;
             }
-            let fault = Fault::new("is not a known key", "");
+            let fault = Fault::that("is not a known key", "");
             let fault = if top.contains(&found) {
                 fault.hint(format!(
                     "`{found}` belongs to the top of the file, above the first [table]"
@@ -255,13 +268,13 @@ fn integer(digits: &DeInteger<'_>) -> Result<i128, Fault> {
 
 fn wrong_type(value: &DeValue<'_>, expected: &str) -> Fault {
     let found = match value {
-        DeValue::String(_) => "a text",
-        DeValue::Integer(_) => "a whole number",
-        DeValue::Float(_) => "a fraction",
-        DeValue::Boolean(_) => "true or false",
-        DeValue::Datetime(_) => "a date",
-        DeValue::Array(_) => "a list",
-        DeValue::Table(_) => "a table",
+        DeValue::String(text) => format!("the text {}", quoted(text)),
+        DeValue::Integer(digits) => format!("the whole number {digits}"),
+        DeValue::Float(digits) => format!("the fraction {digits}"),
+        DeValue::Boolean(value) => value.to_string(),
+        DeValue::Datetime(_) => "a date".to_owned(),
+        DeValue::Array(_) => "a list".to_owned(),
+        DeValue::Table(_) => "a table".to_owned(),
     };
-    Fault::new(format!("is {found}"), format!("expected {expected}"))
+    Fault::that(format!("is {found}"), format!("expected {expected}"))
 }

@@ -8,9 +8,9 @@ use crate::config::table::{Item, Table};
 /// Longest value that is set, in bytes.
 const VALUE_BYTES_MAX: usize = 4096;
 
-/// Fields that decide framing, routing or the connection (RFC 9112 §6, RFC 9110 §7.6.1), that say who the
-/// client is, or that belong to the WebSocket handshake. The gateway sets and removes them itself; an edit
-/// could only break that. Sorted.
+/// Fields that decide framing, routing or the connection (RFC 9112 §6, RFC 9110 §7.6.1), that say
+/// who the client is, or that belong to the WebSocket handshake. The gateway sets and removes them
+/// itself; an edit could only break that. Sorted.
 const OURS: &[&str] = &[
     "connection",
     "content-length",
@@ -44,7 +44,7 @@ pub(super) fn edits(table: &mut Table<'_>, report: &mut Report, key: &'static st
     let Some(item) = table.get(key) else { return edits };
     let read = item
         .table()
-        .map_err(|fault| fault.hint("such as { set = { X-A = \"b\" }, remove = [\"X-C\"] }"));
+        .map_err(|fault| fault.hint("for example: { set = { X-A = \"b\" }, remove = [\"X-C\"] }"));
     let Some(mut table) = item.note(report, read) else { return edits };
     if let Some(remove) = table.get("remove") {
         for element in remove.list() {
@@ -54,9 +54,9 @@ pub(super) fn edits(table: &mut Table<'_>, report: &mut Report, key: &'static st
     }
     if let Some(set) = table.get("set") {
         let read = set.table();
-        for (name, value) in set.note(report, read).iter().flat_map(Table::entries) {
+        for (name, at_name, value) in set.note(report, read).iter().flat_map(Table::entries) {
             let read = field_name(name).and_then(|name| unique(&edits, name));
-            let name = value.note(report, read);
+            let name = at_name.note(report, read);
             let value = value.note(report, field_value(&value));
             edits.set.extend(name.zip(value));
         }
@@ -102,16 +102,16 @@ fn field_value(item: &Item<'_>) -> Result<String, Fault> {
     let value = item.str()?;
     let expected = "visible ASCII, spaces inside only";
     if value.len() > VALUE_BYTES_MAX {
-        return Err(Fault::new(format!("is longer than {VALUE_BYTES_MAX} bytes"), expected));
+        return Err(Fault::that(format!("is longer than {VALUE_BYTES_MAX} bytes"), expected));
     }
     if !value.bytes().all(|b| b.is_ascii_graphic() || b == b' ' || b == b'\t') {
-        return Err(Fault::new(
+        return Err(Fault::that(
             "has a line break, a control character or a byte outside ASCII",
             expected,
         ));
     }
     if value != value.trim() {
-        return Err(Fault::new("begins or ends with a space", expected));
+        return Err(Fault::that("begins or ends with a space", expected));
     }
     Ok(value.to_owned())
 }

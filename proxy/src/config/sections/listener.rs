@@ -18,18 +18,16 @@ const KINDS: &[(&str, Kind)] =
 
 /// Reads all listeners; addresses are distinct.
 pub(in crate::config) fn listeners(root: &mut Table<'_>, report: &mut Report) -> Vec<Listener> {
-    let tables = root.tables(report, "listener");
-    if tables.is_empty() {
-        root.missing(report, "listener", "begin with [[listener]] and address = \"0.0.0.0:443\"");
-    }
+    let hint = "begin with [[listener]] and address = \"0.0.0.0:443\"";
+    let tables = root.tables(report, "listener", Some(hint));
     let mut listeners: Vec<(Listener, usize)> = Vec::new();
     for mut table in tables {
         let service = service(&mut table, report);
-        let addresses = table.need(report, "address", "such as address = \"0.0.0.0:443\"");
+        let addresses = table.need(report, "address", "for example: address = \"0.0.0.0:443\"");
         let addresses = addresses.map(|item| (item.list(), item));
         if let Some((list, item)) = addresses {
             if list.is_empty() {
-                item.error(report, Fault::new("is an empty list", "at least one address"));
+                item.error(report, Fault::that("is an empty list", "at least one address"));
             }
             for element in list {
                 let read = element.str().and_then(scalar::socket_address).and_then(|address| {
@@ -57,11 +55,15 @@ pub(in crate::config) fn listeners(root: &mut Table<'_>, report: &mut Report) ->
 }
 
 fn service(table: &mut Table<'_>, report: &mut Report) -> Service {
-    let kind = table.read(report, "service", |item| item.choice(KINDS)).unwrap_or(Kind::Https);
+    let kind = match table.get("service") {
+        None => Kind::Https,
+        // A service that is wrong must not ask for certificates as well.
+        Some(item) => item.note(report, item.choice(KINDS)).unwrap_or(Kind::Http),
+    };
     let port_item = table.get("redirect_port");
     let port = port_item.as_ref().and_then(|item| {
         if kind != Kind::Redirect {
-            let fault = Fault::new("has no meaning for this service", "");
+            let fault = Fault::that("has no meaning for this service", "");
             item.error(report, fault.hint("it belongs to service = \"redirect\""));
         }
         item.note(report, item.number(&(1..=u64::from(u16::MAX))))

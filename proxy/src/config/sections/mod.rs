@@ -1,5 +1,5 @@
-//! The sections of the file, one file each. Every function here reads its part completely, notes what is
-//! wrong, and goes on with the default in its place, so that one run finds every mistake.
+//! The sections of the file, one file each. Every function here reads its part completely, notes
+//! what is wrong, and goes on with the default in its place, so that one run finds every mistake.
 
 mod headers;
 mod listener;
@@ -86,7 +86,7 @@ fn networks(table: &mut Table<'_>, report: &mut Report, key: &'static str) -> Ci
 
 /// A path in the file; a relative one is taken from the directory of the file.
 fn path(item: &Item<'_>, report: &mut Report, base: &Path) -> Option<PathBuf> {
-    let fault = |why: &str| super::report::Fault::new(why, "a path in quotes");
+    let fault = |why: &str| super::report::Fault::that(why, "a path in quotes");
     let read = item.str().and_then(|text| {
         if text.is_empty() {
             Err(fault("is empty"))

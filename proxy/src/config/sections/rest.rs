@@ -45,7 +45,7 @@ pub(in crate::config) fn trusted_proxies(root: &mut Table<'_>, report: &mut Repo
     let set = networks(root, report, "trusted_proxies");
     let everyone = set.networks().iter().any(|network| network.prefix_len() == 0);
     if let (true, Some(item)) = (everyone, root.get("trusted_proxies")) {
-        let fault = Fault::new("trusts every address", "");
+        let fault = Fault::that("trusts every address", "");
         let hint = "anybody can then forge the client address that Tomcat sees";
         item.warning(report, fault.hint(hint));
     }

@@ -16,12 +16,13 @@ const BODY_BYTES: std::ops::RangeInclusive<u64> = 0..=1 << 50;
 const UPGRADE_TIMEOUT: Bound<Duration> = Bound::millis(30_000, 100, 3_600_000);
 const TUNNEL_IDLE_TIMEOUT: Bound<Duration> = Bound::millis(3_600_000, 1_000, 604_800_000);
 
-/// Guacamole's client does not fall back to its HTTP tunnel after an upgrade that hangs, so the answer has to
-/// come while the user still waits.
+/// Guacamole's client does not fall back to its HTTP tunnel after an upgrade that hangs, so the
+/// answer has to come while the user still waits.
 const GUACAMOLE_UPGRADE_TIMEOUT: Bound<Duration> = Bound::millis(8_000, 100, 3_600_000);
 /// Above this, see [`GUACAMOLE_UPGRADE_TIMEOUT`], a warning.
 const GUACAMOLE_UPGRADE_TIMEOUT_MAX: Duration = Duration::from_secs(10);
-/// The client pings twice a second and guacd says `nop` every 5 s: a minute of silence is a dead tunnel.
+/// The client pings twice a second and guacd says `nop` every 5 s: a minute of silence is a dead
+/// tunnel.
 const GUACAMOLE_TUNNEL_IDLE_TIMEOUT: Bound<Duration> = Bound::millis(60_000, 1_000, 604_800_000);
 
 const APPS: &[(&str, App)] = &[("guacamole", App::Guacamole), ("generic", App::Generic)];
@@ -32,11 +33,8 @@ pub(in crate::config) fn routes(
     report: &mut Report,
     upstreams: &mut Upstreams,
 ) -> Vec<Route> {
-    let tables = root.tables(report, "route");
-    if tables.is_empty() {
-        let hint = "begin with [[route]] and upstream = \"http://127.0.0.1:8080\"";
-        root.missing(report, "route", hint);
-    }
+    let hint = "begin with [[route]] and upstream = \"http://127.0.0.1:8080\"";
+    let tables = root.tables(report, "route", Some(hint));
     let mut routes: Vec<(Route, usize)> = Vec::new();
     for mut table in tables {
         let (key, span) = table.place();
@@ -81,7 +79,7 @@ fn route(table: &mut Table<'_>, report: &mut Report, upstreams: &mut Upstreams) 
         && upgrade_timeout > GUACAMOLE_UPGRADE_TIMEOUT_MAX
         && let Some(item) = table.get("upgrade_timeout")
     {
-        let fault = Fault::new("is above 10s", "at most 10s for Guacamole");
+        let fault = Fault::that("is above 10s", "at most 10s for Guacamole");
         let hint = "its client does not fall back to HTTP after an upgrade that hangs";
         item.warning(report, fault.hint(hint));
     }
@@ -126,7 +124,7 @@ fn target(
     report: &mut Report,
     upstreams: &mut Upstreams,
 ) -> Option<(usize, Option<String>)> {
-    let hint = "such as upstream = \"http://127.0.0.1:8080\"";
+    let hint = "for example: upstream = \"http://127.0.0.1:8080\"";
     let item = table.need(report, "upstream", hint);
     let path_item = table.get("upstream_path");
     let path = match &path_item {
@@ -146,7 +144,7 @@ fn target(
     });
     let (upstream, url_path) = item.note(report, read)?;
     if let (Some(own), Some(_), Some(_)) = (&path_item, &path, &url_path) {
-        let fault = Fault::new("stands beside a path in `upstream`", "one of the two");
+        let fault = Fault::that("stands beside a path in `upstream`", "one of the two");
         own.error(report, fault.hint("leave the path out of the URL"));
     }
     Some((upstream, path.or(url_path)))

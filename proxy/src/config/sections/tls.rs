@@ -56,7 +56,7 @@ pub(in crate::config) fn tls(
     let mut sites = Sites::default();
     let mut taken = HashSet::new();
     let mut certificates = Vec::new();
-    let mut site_tables = table.tables(report, "site");
+    let mut site_tables = table.tables(report, "site", None);
     for site in &mut site_tables {
         if let Some(summary) = self::site(site, report, around, &mut sites, &mut taken) {
             certificates.push(summary);
@@ -70,13 +70,16 @@ pub(in crate::config) fn tls(
     // Without a default certificate, every name must be one of the sites'.
     let optional = has_sites && unknown_name == UnknownName::Refuse;
     if let Some(identity) = identity(&mut table, report, around, optional) {
-        for name in identity.names.iter().filter(|name| !taken.contains(*name)) {
-            sites.insert(name.clone(), Arc::clone(&identity.key));
+        // A site that lists one of its names has been asked for by name.
+        let names: Vec<&Host> =
+            identity.names.iter().filter(|name| !taken.contains(*name)).collect();
+        for name in &names {
+            sites.insert((*name).clone(), Arc::clone(&identity.key));
         }
         if unknown_name == UnknownName::Default {
             sites.set_default(Arc::clone(&identity.key));
         }
-        let names = identity.names.iter().map(Host::to_string).collect();
+        let names = names.iter().map(|name| name.to_string()).collect();
         certificates.insert(0, identity.summary(names));
     }
     table.finish(report, TOP);
@@ -130,7 +133,7 @@ fn site(
     let listed: Option<Vec<(Host, Item<'_>)>> = names.as_ref().map(|item| {
         let list = item.list();
         if list.is_empty() {
-            item.error(report, Fault::new("is an empty list", "at least one name"));
+            item.error(report, Fault::that("is an empty list", "at least one name"));
         }
         list.into_iter()
             .filter_map(|element| {

@@ -10,8 +10,8 @@ use crate::config::sections::TOP;
 use crate::config::table::{Table, nearest};
 
 const CONNECT_TIMEOUT: Bound<Duration> = Bound::millis(3_000, 10, 300_000);
-/// Guacamole's event stream answers its head at once and says `nop` every 5 s at the latest, so a minute
-/// of silence is never a healthy tunnel.
+/// Guacamole's event stream answers its head at once and says `nop` every 5 s at the latest, so a
+/// minute of silence is never a healthy tunnel.
 const RESPONSE_TIMEOUT: Bound<Duration> = Bound::millis(60_000, 100, 86_400_000);
 const IDLE_TIMEOUT: Bound<Duration> = Bound::millis(60_000, 100, 86_400_000);
 /// Tomcat closes an idle connection after 20 s; the side that may send a request must close first.
@@ -38,7 +38,7 @@ struct Known {
 /// Reads all named upstreams.
 pub(in crate::config) fn upstreams(root: &mut Table<'_>, report: &mut Report) -> Upstreams {
     let mut known = Upstreams::default();
-    for mut table in root.tables(report, "upstream") {
+    for mut table in root.tables(report, "upstream", None) {
         let name = table.need(report, "name", "routes refer to it by its name");
         let name = name.and_then(|item| {
             let read = item.str().and_then(scalar::upstream_name).and_then(|name| {
@@ -72,17 +72,17 @@ pub(in crate::config) fn upstreams(root: &mut Table<'_>, report: &mut Report) ->
 }
 
 fn endpoints(table: &mut Table<'_>, report: &mut Report) -> Vec<EndpointAddr> {
-    let hint = "such as endpoints = [\"http://127.0.0.1:8080\"]";
+    let hint = "for example: endpoints = [\"http://127.0.0.1:8080\"]";
     let Some(item) = table.need(report, "endpoints", hint) else { return Vec::new() };
     let list = item.list();
     if list.is_empty() {
-        item.error(report, Fault::new("is an empty list", "at least one endpoint"));
+        item.error(report, Fault::that("is an empty list", "at least one endpoint"));
     }
     let mut endpoints = Vec::new();
     for element in list {
         let read = element.str().and_then(scalar::upstream_url).and_then(|(endpoint, path)| {
             if path.is_some_and(|path| path != "/") {
-                let fault = Fault::new("has a path", "http://host:port");
+                let fault = Fault::that("has a path", "http://host:port");
                 return Err(fault.hint("paths are mapped by `upstream_path` in the route"));
             }
             if endpoints.contains(&endpoint) {
@@ -155,7 +155,9 @@ impl Upstreams {
     pub(in crate::config) fn finish(self, report: &mut Report) -> Vec<Upstream> {
         let mut upstreams = Vec::with_capacity(self.list.len());
         for known in self.list {
-            if let (false, Some((key, span))) = (known.used, known.place) {
+            // A route that is wrong might have meant it.
+            let unused = !known.used && !report.has_errors();
+            if let (true, Some((key, span))) = (unused, known.place) {
                 let fault = Fault::new("no route uses this upstream", "");
                 report.push(Severity::Warning, &key, span, fault);
             }
