@@ -104,7 +104,10 @@ impl Config {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut surroundings = Surroundings {
             files: &mut files,
-            directory: path.parent().unwrap_or(Path::new("")),
+            directory: path
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty())
+                .unwrap_or(Path::new(".")),
             now: i64::try_from(now).unwrap_or(i64::MAX),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
         };
