@@ -114,7 +114,7 @@ enum Attempt<T: Transport> {
     Done(After),
     /// The connection was dead, and nothing is lost by asking again on another.
     Replay,
-    Failed(Lease<T>, Failure),
+    Failed(Box<Lease<T>>, Failure),
 }
 
 #[expect(clippy::too_many_arguments, reason = "one caller; a struct would only rename them")]
@@ -170,7 +170,7 @@ async fn attempt<N: Network>(
             if lease.is_reused && is_dead && nothing_came && repeatable && body_is_whole {
                 Attempt::Replay
             } else {
-                Attempt::Failed(lease, failure)
+                Attempt::Failed(Box::new(lease), failure)
             }
         }
     }

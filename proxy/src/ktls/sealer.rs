@@ -23,11 +23,6 @@ impl Sealer {
         Self { cipher, sequence, schedule, records_per_key: RECORDS_PER_KEY }
     }
 
-    #[cfg(test)]
-    pub(super) fn limit_records(&mut self, records_per_key: u64) {
-        self.records_per_key = records_per_key;
-    }
-
     /// Bytes that a slot holds before its plaintext.
     #[must_use]
     pub fn headroom(&self) -> usize {

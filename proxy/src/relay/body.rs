@@ -216,11 +216,11 @@ mod tests {
     fn a_length_ends_where_it_says_and_leaves_the_rest() {
         let mut source = Source::new(Framing::Length(5));
         assert_eq!(
-            source.take(&mut *b"abc".to_vec()),
+            source.take(&mut b"abc".to_vec()),
             Ok(Step { consumed: 3, data_len: 3, ended: false })
         );
         assert_eq!(
-            source.take(&mut *b"deGET".to_vec()),
+            source.take(&mut b"deGET".to_vec()),
             Ok(Step { consumed: 2, data_len: 2, ended: true })
         );
         assert_eq!(
