@@ -1,37 +1,48 @@
 //! Developer commands of tlsplice: `cargo xtask --help` lists them.
 
-use std::process::{Command, ExitCode};
+mod check;
+mod run;
+mod tools;
 
-fn main() -> ExitCode {
-    match std::env::args().nth(1).as_deref() {
-        Some("test") => test(),
-        _ => {
-            eprintln!("usage: cargo xtask test");
-            ExitCode::from(2)
-        }
-    }
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Developer commands of tlsplice.
+///
+/// Each command installs what it needs (Debian packages by apt-get, which needs root, and cargo tools under target/tools)
+/// and says so. Nothing is written outside `target/` otherwise.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
 }
 
-/// Runs the checks in order and stops at the first that fails.
-fn test() -> ExitCode {
-    let steps: [(&str, &[&str]); 3] = [
-        ("format", &["fmt", "--all", "--check"]),
-        ("clippy", &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]),
-        ("tests", &["test", "--workspace", "--locked"]),
-    ];
-    for (name, args) in steps {
-        eprintln!("==> {name}");
-        match Command::new(env!("CARGO")).args(args).status() {
-            Ok(status) if status.success() => {}
-            Ok(status) => {
-                eprintln!("{name} failed: {status}");
-                return ExitCode::FAILURE;
-            }
-            Err(error) => {
-                eprintln!("{name} could not be started: {error}");
-                return ExitCode::FAILURE;
-            }
+#[derive(Subcommand)]
+enum Command {
+    /// Build the gateway and serve: an embedded demo, a Tomcat, or what you have.
+    ///
+    /// Without options: makes a self-signed development certificate, starts an embedded demo upstream, and tells the
+    /// address to open. Ctrl-C finishes what is open and exits with 0; a second one ends at once.
+    Run(run::Options),
+    /// Run every check and test: format, lints, dependencies, unit, property and end-to-end tests.
+    ///
+    /// The end-to-end tests run a real Tomcat and a headless Chromium. The last line is the summary; exit status 0
+    /// means that everything passed.
+    Test(check::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Run(options) => run::run(&options),
+        Command::Test(options) => check::run(&options),
+    };
+    match result {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
         }
     }
-    ExitCode::SUCCESS
 }
