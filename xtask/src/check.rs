@@ -71,6 +71,8 @@ fn ensure_packages() -> Result<()> {
 /// Licences, bans and sources; advisories need a database from elsewhere and are looked at by people.
 fn deny() -> Result<()> {
     let program = cargo_deny()?;
+    // Crates for other systems are read too; from here on the network is not needed.
+    cargo("the download of crates", &["fetch", "--quiet", "--locked"])?;
     let mut command = Command::new(program);
     command
         .args(["--offline", "--all-features", "check", "--hide-inclusion-graph"])
