@@ -1,1 +1,64 @@
-//! Behaviour: the harness shared by the end-to-end tests.
+//! What the end-to-end tests are written with: a gateway process, clients that show every byte, upstreams that do what
+//! a test tells them.
+//!
+//! A helper panics when what it stands for goes wrong: here that is what a test is for.
+#![forbid(unsafe_code)]
+
+/// Clients that speak HTTP byte by byte.
+pub mod client;
+/// The gateway as a process.
+pub mod gateway;
+/// Scripted upstreams.
+pub mod origin;
+/// WebSocket clients.
+pub mod websocket;
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use tlsplice_fixtures::certificate::Certificate;
+
+/// Time after which something that should have happened will not happen any more. Loaded machines are slow.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Names in the certificate beside localhost.
+pub const NAMES: [&str; 3] = ["desk.example.org", "intranet.example.org", "a.wild.example.org"];
+
+/// The build folder.
+///
+/// # Panics
+/// When the test binary does not lie where cargo puts it.
+#[must_use]
+pub fn target() -> PathBuf {
+    let binary = std::env::current_exe().expect("a test knows where it is");
+    // target/debug/deps/name
+    let target = binary.ancestors().nth(3).expect("cargo puts tests three levels deep");
+    target.to_owned()
+}
+
+/// The certificate that all gateways of this test binary present by default.
+///
+/// # Panics
+/// When it cannot be made.
+pub fn certificate() -> &'static Certificate {
+    static CERTIFICATE: OnceLock<Certificate> = OnceLock::new();
+    CERTIFICATE.get_or_init(|| {
+        Certificate::ensure(&target().join("tests/certificate"), &NAMES).expect("a certificate")
+    })
+}
+
+/// Calls `look` until it returns something.
+///
+/// # Panics
+/// When that takes longer than [`PATIENCE`].
+pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,235 @@
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::thread;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+use tlsplice_fixtures::process::Process;
+
+use crate::{PATIENCE, certificate, target, wait_for};
+
+/// The binary under test, built on first use.
+///
+/// # Panics
+/// When it cannot be built.
+pub fn binary() -> PathBuf {
+    static BUILD: Once = Once::new();
+    BUILD.call_once(|| {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let arguments = ["build", "--quiet", "--locked", "--package", "tlsplice"];
+        let status = Command::new(cargo).args(arguments).status().expect("cargo runs");
+        assert!(status.success(), "the gateway does not build");
+    });
+    target().join("debug/tlsplice")
+}
+
+/// `tlsplice` with these arguments, to its end.
+///
+/// # Panics
+/// When it cannot be run.
+pub fn tlsplice(arguments: &[&str]) -> Output {
+    Command::new(binary()).args(arguments).output().expect("tlsplice runs")
+}
+
+/// A configuration: what differs from test to test.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// Keys of the top of the file.
+    pub top: String,
+    /// Keys of `[limits]`.
+    pub limits: String,
+    /// All other tables.
+    pub tables: String,
+}
+
+impl Config {
+    /// One route for everything to this upstream.
+    #[must_use]
+    pub fn to(upstream: SocketAddr) -> Self {
+        Self::default().with(&format!("[[route]]\nupstream = \"http://{upstream}\"\n"))
+    }
+
+    /// With further tables.
+    #[must_use]
+    pub fn with(mut self, tables: &str) -> Self {
+        self.tables.push_str(tables);
+        self.tables.push('\n');
+        self
+    }
+
+    /// With keys of the top of the file.
+    #[must_use]
+    pub fn with_top(mut self, keys: &str) -> Self {
+        let _ = writeln!(self.top, "{keys}");
+        self
+    }
+
+    /// With keys of `[limits]`.
+    #[must_use]
+    pub fn with_limits(mut self, keys: &str) -> Self {
+        let _ = writeln!(self.limits, "{keys}");
+        self
+    }
+
+    fn text(&self, directory: &Path) -> String {
+        let certificate = certificate();
+        let Self { top, limits, tables } = self;
+        format!(
+            "workers = 2\n{top}\n[[listener]]\naddress = \"127.0.0.1:0\"\n\n\
+             [[listener]]\naddress = \"127.0.0.1:0\"\nservice = \"redirect\"\n\n\
+             [tls]\ncertificate = {:?}\nkey = {:?}\n\n{tables}\n[limits]\n{limits}\n\
+             [access_log]\ntarget = {:?}\n",
+            certificate.chain,
+            certificate.key,
+            directory.join("access.log"),
+        )
+    }
+}
+
+/// A running gateway with an https and a redirect listener, two workers and an access log. Killed when dropped.
+pub struct Gateway {
+    process: Process,
+    directory: TempDir,
+    diagnostics: Arc<Mutex<String>>,
+    /// Where it speaks https.
+    pub https: SocketAddr,
+    /// Where it redirects to https.
+    pub http: SocketAddr,
+}
+
+impl Gateway {
+    /// Starts it and waits until it serves.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start(config: &Config) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("tlsplice.toml");
+        fs::write(&file, config.text(directory.path())).expect("the configuration is written");
+        let mut command = Command::new(binary());
+        command.arg("run").arg("--config").arg(&file).stderr(Stdio::piped());
+        command.env("TLSPLICE_LOG", "debug");
+        let mut process = Process::spawn("the gateway", &mut command).expect("it starts");
+        let diagnostics = Arc::new(Mutex::new(String::new()));
+        let stderr = process.child_mut().stderr.take().expect("stderr is piped");
+        let seen = Arc::clone(&diagnostics);
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let _ = writeln!(seen.lock().unwrap_or_else(PoisonError::into_inner), "{line}");
+            }
+        });
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let mut gateway = Self { process, directory, diagnostics, https: nowhere, http: nowhere };
+        wait_for("the start of the gateway", || {
+            let ended = gateway.process.try_wait().expect("it can be waited for");
+            assert!(ended.is_none(), "the gateway ended at once:\n{}", gateway.diagnostics());
+            gateway.diagnostics().contains("\n  TLS  ").then_some(())
+        });
+        gateway.https = gateway.listener("https://");
+        gateway.http = gateway.listener("http://");
+        gateway
+    }
+
+    fn listener(&self, scheme: &str) -> SocketAddr {
+        let text = self.diagnostics();
+        let address = text.lines().find_map(|line| {
+            let place = line.trim_start().strip_prefix("listening")?.trim_start();
+            place.strip_prefix(scheme)?.split(' ').next()?.parse().ok()
+        });
+        address.expect("the start-up report names the listener")
+    }
+
+    /// Everything it has said on standard error.
+    #[must_use]
+    pub fn diagnostics(&self) -> String {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, String> {
+        self.diagnostics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until it has said `text`.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn wait_for_diagnostic(&self, text: &str) {
+        wait_for(&format!("the diagnostic {text:?}"), || self.lock().contains(text).then_some(()));
+    }
+
+    /// The lines of the access log so far.
+    #[must_use]
+    pub fn access_log(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.directory.path().join("access.log")).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Waits for a line of the access log.
+    ///
+    /// # Panics
+    /// When there is none that `is_it` accepts.
+    pub fn wait_for_access(&self, is_it: impl Fn(&Value) -> bool) -> Value {
+        let find = || self.access_log().into_iter().find(|line| is_it(line));
+        wait_for("the line in the access log", find)
+    }
+
+    /// Writes another configuration and sends SIGHUP.
+    ///
+    /// # Panics
+    /// When that cannot be done.
+    pub fn reload(&mut self, config: &Config) {
+        self.reload_text(&config.text(self.directory.path()));
+    }
+
+    /// The same with any text.
+    ///
+    /// # Panics
+    /// When that cannot be done.
+    pub fn reload_text(&mut self, text: &str) {
+        let file = self.directory.path().join("tlsplice.toml");
+        fs::write(file, text).expect("the configuration is written");
+        self.signal(Signal::HUP);
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Panics
+    /// When it cannot be sent.
+    pub fn signal(&mut self, signal: Signal) {
+        self.process.signal(signal).expect("it can be signalled");
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.process.wait(PATIENCE).expect("it ends")
+    }
+
+    /// Whether it still runs.
+    ///
+    /// # Panics
+    /// When that cannot be found out.
+    pub fn is_running(&mut self) -> bool {
+        self.process.try_wait().expect("it can be waited for").is_none()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let text = self.diagnostics();
+            let lines: Vec<&str> = text.lines().collect();
+            let tail = lines[lines.len().saturating_sub(40)..].join("\n");
+            eprintln!("what the gateway said last:\n{tail}");
+        }
+    }
+}
