@@ -1,8 +1,10 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{
@@ -59,13 +61,40 @@ impl Response {
 ///
 /// # Panics
 /// When the authority cannot be read.
+#[must_use]
 pub fn tls_config(versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
-    let mut roots = RootCertStore::empty();
-    let authority = CertificateDer::from_pem_file(&certificate().authority).expect("a certificate");
-    roots.add(authority).expect("an authority");
     ClientConfig::builder_with_protocol_versions(versions)
-        .with_root_certificates(roots)
+        .with_root_certificates(roots(&certificate().authority))
         .with_no_client_auth()
+}
+
+/// The same with what a provider offers, TLS 1.3 only.
+///
+/// # Panics
+/// As [`tls_config`].
+#[must_use]
+pub fn tls_config_of(provider: CryptoProvider) -> ClientConfig {
+    ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider knows TLS 1.3")
+        .with_root_certificates(roots(&certificate().authority))
+        .with_no_client_auth()
+}
+
+/// The same with another authority.
+///
+/// # Panics
+/// As [`tls_config`].
+#[must_use]
+pub fn tls_config_trusting(authority: &Path) -> ClientConfig {
+    ClientConfig::builder().with_root_certificates(roots(authority)).with_no_client_auth()
+}
+
+fn roots(authority: &Path) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    let authority = CertificateDer::from_pem_file(authority).expect("a certificate");
+    roots.add(authority).expect("an authority");
+    roots
 }
 
 fn default_config() -> Arc<ClientConfig> {

@@ -146,7 +146,6 @@ impl Handshake {
     /// Lets rustls do one thing.
     fn step(&mut self, input: &mut Buffer, output: &mut Vec<u8>) -> Result<Step, HandshakeError> {
         let Some(connection) = &mut self.connection else { return Err(HandshakeError::Closed) };
-        let is_handshaking = connection.is_handshaking();
         let status = connection.process_tls_records(&mut input.filled_mut()[..self.given]);
         let discard = status.discard;
         let step = match status.state {
@@ -158,18 +157,22 @@ impl Handshake {
                 Ok(Step::Again)
             }
             Ok(ConnectionState::BlockedHandshake) => Ok(Step::Blocked),
-            // May be reached before the client's Finished (RFC 8446 §4.4.4 note on 0.5-RTT data).
-            Ok(ConnectionState::WriteTraffic(_)) if is_handshaking => Ok(Step::Blocked),
             Ok(ConnectionState::WriteTraffic(_)) => Ok(Step::Established),
             Ok(_) => Err(HandshakeError::Closed),
             Err(error) => Err(error.into()),
         };
+        // Data may be written before the client's Finished (RFC 8446 §2, figure 1). Asked only now: an abbreviated
+        // handshake of TLS 1.2 ends with that Finished, and the next record must not be given to rustls any more.
+        let is_early = connection.is_handshaking();
         input.consume(discard);
         self.given -= discard;
         if step.is_err() {
             self.encode_alert(output);
         }
-        step
+        match step {
+            Ok(Step::Established) if is_early => Ok(Step::Blocked),
+            step => step,
+        }
     }
 
     /// After an error rustls still has its alert to say.

@@ -118,13 +118,15 @@ pub enum Role {
 /// The role of the field `name` in a request.
 #[must_use]
 pub fn role(name: &str) -> Role {
-    const HOP_BY_HOP: [&str; 12] = [
+    // `Proxy` is no field of HTTP, but CGI programs take it for the variable HTTP_PROXY (CVE-2016-5385).
+    const HOP_BY_HOP: [&str; 13] = [
         "connection",
         "content-length",
         "expect",
         "host",
         "http2-settings",
         "keep-alive",
+        "proxy",
         "proxy-authenticate",
         "proxy-authorization",
         "proxy-connection",

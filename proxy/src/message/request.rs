@@ -101,6 +101,10 @@ impl<'s, 'b> RequestHead<'s, 'b> {
         match request.parse_with_uninit_headers(bytes, &mut slots[..limits.fields]) {
             Ok(httparse::Status::Complete(_)) => {}
             Ok(httparse::Status::Partial) => return Err(HeadError::StartLine.into()),
+            // With a third blank it is not the version that is wrong (RFC 9112 §3).
+            Err(httparse::Error::Version) if blanks_in_start_line(bytes) != 2 => {
+                return Err(HeadError::StartLine.into());
+            }
             Err(error) => return Err(fields::from_httparse(error, limits.fields).into()),
         }
         let fields: &'s [Header<'b>] = request.headers;
@@ -190,6 +194,10 @@ impl Connection {
         };
         Self { keep_alive, upgrade }
     }
+}
+
+fn blanks_in_start_line(head: &[u8]) -> usize {
+    head.iter().take_while(|&&byte| byte != b'\r').filter(|&&byte| byte == b' ').count()
 }
 
 fn host<'b>(version: Version, fields: &[Header<'b>]) -> Result<Option<&'b str>, RequestError> {
@@ -411,6 +419,7 @@ mod tests {
             ("get / HTTP/1.1\r\nHost: a\r\n\r\n".into(), RequestError::Method),
             ("GET / HTTP/2.0\r\nHost: a\r\n\r\n".into(), HeadError::Version.into()),
             ("GET / HTTP/1.2\r\nHost: a\r\n\r\n".into(), HeadError::Version.into()),
+            ("GET /a b HTTP/1.1\r\nHost: a\r\n\r\n".into(), HeadError::StartLine.into()),
             ("GET  / HTTP/1.1\r\nHost: a\r\n\r\n".into(), HeadError::StartLine.into()),
             ("GET /\r\nHost: a\r\n\r\n".into(), HeadError::StartLine.into()),
             (with("Expect: x"), RequestError::Expectation),
