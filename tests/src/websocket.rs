@@ -1,11 +1,11 @@
-use std::io;
+use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
-use tungstenite::protocol::WebSocketConfig;
+use tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tungstenite::{Message, WebSocket};
 
 use crate::PATIENCE;
@@ -24,7 +24,9 @@ pub fn open(
     target: &str,
 ) -> Result<Socket, Box<tungstenite::Error>> {
     let limits = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
-    let stream = tls_stream(address, config, "localhost");
+    let mut stream = tls_stream(address, config, "localhost");
+    // A full buffer shows as 0 bytes written, which tungstenite takes for the end.
+    stream.conn.set_buffer_limit(None);
     let uri = format!("wss://localhost:{}{target}", address.port());
     match tungstenite::client::client_with_config(uri, stream, Some(limits)) {
         Ok((socket, _)) => Ok(socket),
@@ -67,6 +69,24 @@ pub fn exchange(socket: &mut Socket, messages: Vec<Message>, count: usize) -> Ve
     }
     socket.get_ref().sock.set_nonblocking(false).expect("a socket option");
     received
+}
+
+/// Ends a WebSocket in good order on all layers, as long as the server takes part. Returns the server's close frame.
+///
+/// # Panics
+/// When the server does not close.
+pub fn close(mut socket: Socket, frame: CloseFrame) -> Option<CloseFrame> {
+    socket.close(Some(frame)).expect("it is sent");
+    let mut answer = None;
+    while let Ok(message) = socket.read() {
+        if let Message::Close(frame) = message {
+            answer = frame;
+        }
+    }
+    let stream = socket.get_mut();
+    stream.conn.send_close_notify();
+    stream.flush().expect("the gateway reads");
+    answer
 }
 
 fn is_waiting(error: &tungstenite::Error) -> bool {

@@ -8,7 +8,7 @@ use tlsplice_fixtures::pattern;
 use tlsplice_tests::client::{Client, VERSIONS, tls_config};
 use tlsplice_tests::gateway::{Config, Gateway};
 use tlsplice_tests::origin::Origin;
-use tlsplice_tests::websocket::{exchange, open};
+use tlsplice_tests::websocket::{close, exchange, open};
 use tungstenite::Message;
 use tungstenite::protocol::CloseFrame;
 use tungstenite::protocol::frame::coding::CloseCode;
@@ -36,10 +36,8 @@ fn messages_of_all_sizes_come_back_whole() {
         }
         let texts: Vec<Message> = (0..200).map(|n| Message::text(format!("{n}"))).collect();
         assert_eq!(exchange(&mut socket, texts.clone(), texts.len()), texts);
-        let code = CloseFrame { code: CloseCode::Library(4000), reason: "bye".into() };
-        socket.close(Some(code.clone())).expect("it is sent");
-        let closed = std::iter::from_fn(|| socket.read().ok()).find(Message::is_close);
-        assert_eq!(closed, Some(Message::Close(Some(code))));
+        let frame = CloseFrame { code: CloseCode::Library(4000), reason: "bye".into() };
+        assert_eq!(close(socket, frame.clone()), Some(frame));
     }
 }
 
@@ -112,11 +110,10 @@ fn requests_that_are_no_valid_handshake_do_not_upgrade() {
     for (from, to) in [
         ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "X: y"),
         ("dGhlIHNhbXBsZSBub25jZQ==", "short"),
-        ("Version: 13", "Version: 8"),
         ("GET", "POST"),
     ] {
         let status = Client::tls(gateway.https).ask(UPGRADE.replace(from, to)).status;
-        assert!(matches!(status, 400 | 426), "{to}: {status}");
+        assert_eq!(status, 400, "{to}");
     }
 }
 
