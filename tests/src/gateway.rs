@@ -46,6 +46,8 @@ pub struct Config {
     pub limits: String,
     /// All other tables.
     pub tables: String,
+    /// Where the access log goes, if not to its usual file.
+    pub log: Option<PathBuf>,
 }
 
 impl Config {
@@ -77,17 +79,23 @@ impl Config {
         self
     }
 
+    /// With another target of the access log.
+    #[must_use]
+    pub fn with_log(mut self, path: &Path) -> Self {
+        self.log = Some(path.to_owned());
+        self
+    }
+
     fn text(&self, directory: &Path) -> String {
         let certificate = certificate();
-        let Self { top, limits, tables } = self;
+        let Self { top, limits, tables, log } = self;
+        let log = log.clone().unwrap_or_else(|| directory.join("access.log"));
         format!(
             "workers = 2\n{top}\n[[listener]]\naddress = \"127.0.0.1:0\"\n\n\
              [[listener]]\naddress = \"127.0.0.1:0\"\nservice = \"redirect\"\n\n\
              [tls]\ncertificate = {:?}\nkey = {:?}\n\n{tables}\n[limits]\n{limits}\n\
-             [access_log]\ntarget = {:?}\n",
-            certificate.chain,
-            certificate.key,
-            directory.join("access.log"),
+             [access_log]\ntarget = {log:?}\n",
+            certificate.chain, certificate.key,
         )
     }
 }

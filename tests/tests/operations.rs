@@ -226,6 +226,28 @@ fn the_access_log_tells_everything_but_secrets() {
 }
 
 #[test]
+fn a_log_that_nobody_reads_holds_nobody_up() {
+    const REQUESTS: usize = 20_000;
+    let origin = saying("x");
+    let directory = tempfile::tempdir().expect("a directory");
+    let fifo = directory.path().join("log");
+    let status = std::process::Command::new("mkfifo").arg(&fifo).status().expect("mkfifo runs");
+    assert!(status.success());
+    // Open at both ends, so that the gateway can open it, and never read.
+    let _held = fs::OpenOptions::new().read(true).write(true).open(&fifo).expect("it opens");
+    let gateway = Gateway::start(&Config::to(origin.address()).with_log(&fifo));
+    let mut client = Client::tls(gateway.https);
+    let batch = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(100);
+    for _ in 0..REQUESTS / 100 {
+        client.send(&batch);
+        for _ in 0..100 {
+            assert_eq!(client.response().status, 200);
+        }
+    }
+    gateway.wait_for_diagnostic("lines were dropped");
+}
+
+#[test]
 fn requests_of_the_http_tunnel_are_told_in_one_line() {
     let origin = Origin::mirror();
     let config = Config::default().with(&format!(

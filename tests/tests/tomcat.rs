@@ -215,6 +215,24 @@ fn each_chunk_of_a_stream_arrives_when_it_is_flushed() {
 }
 
 #[test]
+fn an_asynchronous_servlet_streams() {
+    let gateway = gateway();
+    let mut client = Client::tls(gateway.https);
+    client.send("GET /examples/async/stockticker HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    assert_eq!(client.head().status, 200);
+    // It never ends, and flushes each piece of news; they come as they are made, seconds apart.
+    let begun = Instant::now();
+    let mut arrivals = Vec::new();
+    while arrivals.len() < 6 && begun.elapsed() < Duration::from_secs(20) {
+        let chunk = client.try_chunk().expect("a chunk");
+        assert!(!chunk.is_empty(), "the stream ended");
+        arrivals.push(begun.elapsed());
+    }
+    let spread = arrivals[arrivals.len() - 1] - arrivals[0];
+    assert!(spread > Duration::from_millis(500), "all at once: {arrivals:?}");
+}
+
+#[test]
 fn redirects_and_cookies_fit_a_mapped_prefix() {
     let config = Config::default().with(&format!(
         "[[route]]\npath = \"/desk\"\nupstream = \"http://{}/test/\"\n",
@@ -273,6 +291,11 @@ fn the_echo_example_returns_texts_binaries_fragments_and_pings() {
         socket.send(Message::Ping(b"ping".as_slice().into())).expect("it is sent");
         let pong = socket.read().expect("a pong");
         assert!(pong == Message::Pong(b"ping".as_slice().into()), "{pong}");
+        for code in [CloseCode::Normal, CloseCode::Away, CloseCode::Library(4321)] {
+            let socket = open(gateway.https, &config, ECHO).expect("it opens");
+            let frame = CloseFrame { code, reason: "done".into() };
+            assert_eq!(close(socket, frame).map(|frame| frame.code), Some(code));
+        }
         let frame = CloseFrame { code: CloseCode::Normal, reason: "done".into() };
         assert_eq!(close(socket, frame).map(|frame| frame.code), Some(CloseCode::Normal));
     }

@@ -9,8 +9,8 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuild
 use super::Record;
 use crate::config::{self, LogFormat, LogTarget};
 
-/// Lines that may wait; what comes beyond is dropped and counted.
-const LINES_MAX: usize = 65_536;
+/// Lines that may wait, some 8 MB of them; what comes beyond is dropped and counted.
+const LINES_MAX: usize = 16_384;
 
 /// An open access log. Cheap to share between workers.
 #[derive(Debug)]
