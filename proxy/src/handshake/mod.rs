@@ -167,7 +167,7 @@ impl Handshake {
         input.consume(discard);
         self.given -= discard;
         if step.is_err() {
-            self.encode_alert(output);
+            self.encode_alert(input, output);
         }
         match step {
             Ok(Step::Established) if is_early => Ok(Step::Blocked),
@@ -175,15 +175,25 @@ impl Handshake {
         }
     }
 
-    /// After an error rustls still has its alert to say.
-    fn encode_alert(&mut self, output: &mut Vec<u8>) {
+    /// After an error rustls still has its alert to say, as the last thing: asked once more, it would find the error
+    /// again. It must see the same input as before, because it remembers where in it the fragments of a message lie.
+    fn encode_alert(&mut self, input: &mut Buffer, output: &mut Vec<u8>) {
+        /// In the clear, or under the keys of the handshake (RFC 8446 §5.2).
+        const ALERT: [u8; 2] = [21, 23];
         let Some(mut connection) = self.connection.take() else { return };
-        while let Ok(ConnectionState::EncodeTlsData(mut data)) =
-            connection.process_tls_records(&mut []).state
-        {
-            if encode(output, |room| data.encode(room)).is_err() {
+        loop {
+            let start = output.len();
+            let given = &mut input.filled_mut()[..self.given];
+            let status = connection.process_tls_records(given);
+            let discard = status.discard;
+            let Ok(ConnectionState::EncodeTlsData(mut data)) = status.state else { return };
+            if encode(output, |room| data.encode(room)).is_err()
+                || output.get(start).is_none_or(|kind| ALERT.contains(kind))
+            {
                 return;
             }
+            input.consume(discard);
+            self.given -= discard;
         }
     }
 
@@ -236,5 +246,7 @@ fn encode(
     }
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
