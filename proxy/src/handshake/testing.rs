@@ -69,11 +69,12 @@ pub(crate) fn client_config(
         [_] => vec![&rustls::version::TLS12],
         _ => rustls::DEFAULT_VERSIONS.to_vec(),
     };
-    let config = ClientConfig::builder_with_provider(provider)
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&versions)
         .expect("versions")
         .with_root_certificates(roots)
         .with_no_client_auth();
+    config.enable_secret_extraction = true;
     Arc::new(config)
 }
 

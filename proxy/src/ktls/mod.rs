@@ -57,6 +57,39 @@ pub enum RecordError {
     KeyExhausted,
 }
 
+impl RecordError {
+    /// The description of the alert that tells the peer (RFC 8446 §6, RFC 5246 §7.2); None when it gets none.
+    #[must_use]
+    pub fn alert(&self) -> Option<u8> {
+        match self {
+            Self::Malformed => Some(alert::DECODE_ERROR),
+            Self::TooLong(_) => Some(alert::RECORD_OVERFLOW),
+            Self::Authentication => Some(alert::BAD_RECORD_MAC),
+            Self::Unexpected | Self::EmptyRecords | Self::KeyUpdates => {
+                Some(alert::UNEXPECTED_MESSAGE)
+            }
+            // RFC 5246 §7.2.2 has a warning for this, which a client may ignore; we close.
+            Self::Renegotiation => Some(alert::HANDSHAKE_FAILURE),
+            Self::KeySchedule | Self::KeyExhausted => Some(alert::INTERNAL_ERROR),
+            Self::PeerAlert(_) => None,
+        }
+    }
+}
+
+/// Descriptions of alerts (RFC 8446 §6).
+mod alert {
+    pub(super) const UNEXPECTED_MESSAGE: u8 = 10;
+    pub(super) const BAD_RECORD_MAC: u8 = 20;
+    pub(super) const RECORD_OVERFLOW: u8 = 22;
+    pub(super) const HANDSHAKE_FAILURE: u8 = 40;
+    pub(super) const DECODE_ERROR: u8 = 50;
+    pub(super) const INTERNAL_ERROR: u8 = 80;
+}
+
+/// Records sealed with one key before it is changed. AES-GCM allows 2^24.5 (RFC 8446 §5.5); half of 2^24 leaves room
+/// for everything that is staged when the limit is noticed.
+const RECORDS_PER_KEY: u64 = 1 << 23;
+
 /// What opener and sealer share: both run on one thread.
 struct Schedule {
     keys: KernelConnection<ServerConnectionData>,
@@ -95,6 +128,13 @@ mod content {
 /// # Errors
 /// When the negotiated suite is none of AES-128-GCM, AES-256-GCM and ChaCha20-Poly1305.
 pub fn session(established: Established) -> Result<(Opener, Sealer), HandshakeError> {
+    halves(established, RECORDS_PER_KEY)
+}
+
+fn halves(
+    established: Established,
+    records_per_key: u64,
+) -> Result<(Opener, Sealer), HandshakeError> {
     let Established { secrets, key_schedule, aligned: _ } = established;
     let version = match key_schedule.protocol_version() {
         ProtocolVersion::TLSv1_3 => Version::Tls13,
@@ -105,7 +145,7 @@ pub fn session(established: Established) -> Result<(Opener, Sealer), HandshakeEr
         |secrets: ConnectionTrafficSecrets| Cipher::new(version, secrets).ok_or_else(unsupported);
     let schedule = Rc::new(RefCell::new(Schedule { keys: key_schedule, is_update_asked: false }));
     let opener = Opener::new(cipher(secrets.rx.1)?, secrets.rx.0, Rc::clone(&schedule));
-    let sealer = Sealer::new(cipher(secrets.tx.1)?, secrets.tx.0, schedule);
+    let sealer = Sealer::new(cipher(secrets.tx.1)?, secrets.tx.0, schedule, records_per_key);
     Ok((opener, sealer))
 }
 

@@ -36,7 +36,7 @@ pub enum Opened {
 pub struct Opener {
     cipher: Cipher,
     sequence: u64,
-    schedule: Rc<RefCell<Schedule>>,
+    pub(super) schedule: Rc<RefCell<Schedule>>,
     /// Records without data since the last with.
     idle_records: u8,
     key_updates: u8,

@@ -6,10 +6,6 @@ use std::rc::Rc;
 use super::cipher::Cipher;
 use super::{RecordError, Schedule, Version, content};
 
-/// Records sealed with one key before it is changed. AES-GCM allows 2^24.5 (RFC 8446 §5.5); half of 2^24 leaves room
-/// for everything that is staged when the limit is noticed.
-const RECORDS_PER_KEY: u64 = 1 << 23;
-
 /// Seals records.
 pub struct Sealer {
     cipher: Cipher,
@@ -19,8 +15,13 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    pub(super) fn new(cipher: Cipher, sequence: u64, schedule: Rc<RefCell<Schedule>>) -> Self {
-        Self { cipher, sequence, schedule, records_per_key: RECORDS_PER_KEY }
+    pub(super) fn new(
+        cipher: Cipher,
+        sequence: u64,
+        schedule: Rc<RefCell<Schedule>>,
+        records_per_key: u64,
+    ) -> Self {
+        Self { cipher, sequence, schedule, records_per_key }
     }
 
     /// Bytes that a slot holds before its plaintext.
@@ -52,6 +53,15 @@ impl Sealer {
         self.append(content::ALERT, &WARNING_CLOSE_NOTIFY, wire)
     }
 
+    /// Appends a fatal alert to `wire`; nothing may follow it (RFC 8446 §6.2).
+    ///
+    /// # Errors
+    /// When sealing fails.
+    pub fn alert(&mut self, description: u8, wire: &mut Vec<u8>) -> Result<(), RecordError> {
+        const FATAL: u8 = 2;
+        self.append(content::ALERT, &[FATAL, description], wire)
+    }
+
     /// Changes the key when it is due: because the peer asked, or because the key has sealed enough. Appends what the
     /// peer must be told to `wire`.
     ///
@@ -73,7 +83,8 @@ impl Sealer {
         }
     }
 
-    fn append(
+    /// Appends one record of any type to `wire`.
+    pub(super) fn append(
         &mut self,
         content_type: u8,
         plain: &[u8],
