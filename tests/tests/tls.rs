@@ -118,3 +118,24 @@ fn names_choose_certificates() {
         assert_eq!(client.response().status, 200, "{name}");
     }
 }
+
+#[test]
+fn a_bad_record_is_answered_by_its_alert() {
+    let (_origin, gateway) = answering();
+    for version in VERSIONS {
+        let config = Arc::new(tls_config(&[version]));
+        let mut stream = tls_stream(gateway.https, &config, "localhost");
+        stream.write_all(GET).and_then(|()| stream.flush()).expect("it reads");
+        let mut answer = [0; 100];
+        assert!(stream.read(&mut answer).expect("it answers") > 0);
+        stream.conn.writer().write_all(GET).expect("memory takes it");
+        let mut wire = Vec::new();
+        stream.conn.write_tls(&mut wire).expect("memory takes it");
+        let last = wire.len() - 1;
+        wire[last] ^= 1;
+        stream.sock.write_all(&wire).expect("it reads");
+        let error = stream.read(&mut answer).expect_err("an alert");
+        let text = error.to_string();
+        assert!(text.contains("BadRecordMac"), "{version:?}: {text}");
+    }
+}

@@ -74,8 +74,9 @@ pub async fn serve<N: Network>(core: Rc<Core<N>>, io: N::Io, client: ClientAddr,
             if let Some((generation, fold)) = fold {
                 write_record(&generation, &Fold::into_record(fold));
             }
-            if after == After::Close {
-                close(&mut session).await;
+            match after {
+                After::KeepAlive | After::Close => close(&mut session).await,
+                After::Abort => abort(&mut session).await,
             }
         }
         Err(error) => tracing::debug!(client = %client, "no session: {error}"),
@@ -251,6 +252,15 @@ async fn close<T: crate::transport::Transport>(session: &mut Session<T>) {
         if !matches!(session.reader.fill().await, Ok(Fill::Data)) {
             return;
         }
+    }
+}
+
+/// Ends without a goodbye, so that what was cut off looks so; a peer that broke the record protocol is told (RFC 8446 §6.2).
+async fn abort<T: crate::transport::Transport>(session: &mut Session<T>) {
+    if let Some(alert) = session.reader.record_error().and_then(|error| error.alert())
+        && let Err(error) = session.writer.fail(alert).await
+    {
+        tracing::debug!("the alert was not sent: {error}");
     }
 }
 

@@ -119,6 +119,7 @@ pub(crate) fn sealed_by(client: &mut ClientConnection, plain: &[u8]) -> Vec<u8> 
 }
 
 /// A finished handshake: what the record layer starts with, and what came behind it.
+#[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) established: Established,
     pub(crate) leftover: Buffer,

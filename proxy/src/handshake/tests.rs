@@ -30,7 +30,7 @@ const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 fn a_request_behind_the_last_flight_is_left_for_the_record_layer() {
     for suite in suites() {
         let config = client_config(Some(suite.suite()), &[]);
-        let done = run(&mut client(&config), server(&[]), |_| usize::MAX, REQUEST).ok().unwrap();
+        let done = run(&mut client(&config), server(&[]), |_| usize::MAX, REQUEST).unwrap();
         assert_eq!(opened(done), REQUEST, "{suite:?}");
     }
 }
@@ -40,7 +40,7 @@ fn every_split_of_the_wire_gives_the_same() {
     for suite in suites() {
         let config = client_config(Some(suite.suite()), &[]);
         for size in [1, 2, 3, 4, 5, 6, 7, 64, 255, 256, 257, 1000] {
-            let done = run(&mut client(&config), server(&[]), |_| size, REQUEST).ok().unwrap();
+            let done = run(&mut client(&config), server(&[]), |_| size, REQUEST).unwrap();
             assert_eq!(opened(done), REQUEST, "{suite:?} in pieces of {size}");
         }
     }
@@ -50,7 +50,7 @@ fn every_split_of_the_wire_gives_the_same() {
     for at in 1..first {
         let mut pieces = vec![usize::MAX, at];
         let next = move |_| pieces.pop().unwrap_or(usize::MAX);
-        let done = run(&mut client(&config), server(&[]), next, REQUEST).ok().unwrap();
+        let done = run(&mut client(&config), server(&[]), next, REQUEST).unwrap();
         assert_eq!(opened(done), REQUEST, "cut at {at}");
     }
 }
@@ -60,7 +60,7 @@ fn what_is_asked_for_never_reaches_beyond_a_record() {
     for suite in suites() {
         let config = client_config(Some(suite.suite()), &[]);
         for _ in 0..2 {
-            let done = run(&mut client(&config), server(&[]), |asked| asked, REQUEST).ok().unwrap();
+            let done = run(&mut client(&config), server(&[]), |asked| asked, REQUEST).unwrap();
             assert_eq!(done.overread, 0);
             assert_eq!(opened(done), REQUEST);
         }
@@ -74,7 +74,7 @@ fn tickets_resume_and_the_sequence_numbers_are_right() {
         let mut kinds = Vec::new();
         for _ in 0..3 {
             let mut client = client(&config);
-            let done = run(&mut client, Arc::clone(&server), |_| usize::MAX, REQUEST).ok().unwrap();
+            let done = run(&mut client, Arc::clone(&server), |_| usize::MAX, REQUEST).unwrap();
             kinds.push(client.handshake_kind());
             let (mut opener, mut sealer) = ktls::session(done.established).expect("a known suite");
             let mut wire = done.leftover.filled().to_vec();
@@ -91,7 +91,7 @@ fn tickets_resume_and_the_sequence_numbers_are_right() {
 #[test]
 fn the_hybrid_group_is_taken_first_and_others_are_asked_for() {
     let mut modern = client(&client_config(None, &[]));
-    run(&mut modern, server(&[]), |_| usize::MAX, b"x").ok().unwrap();
+    run(&mut modern, server(&[]), |_| usize::MAX, b"x").unwrap();
     let group = |client: &rustls::ClientConnection| {
         client.negotiated_key_exchange_group().map(|group| group.name())
     };
@@ -102,7 +102,7 @@ fn the_hybrid_group_is_taken_first_and_others_are_asked_for() {
     for piece in [1, usize::MAX] {
         let mut retried = client(&client_config(None, &groups));
         let server = server(&[NamedGroup::secp256r1]);
-        let done = run(&mut retried, server, |_| piece, REQUEST).ok().unwrap();
+        let done = run(&mut retried, server, |_| piece, REQUEST).unwrap();
         assert_eq!(retried.handshake_kind(), Some(HandshakeKind::FullWithHelloRetryRequest));
         assert_eq!(group(&retried), Some(NamedGroup::secp256r1));
         assert_eq!(opened(done), REQUEST);
@@ -129,7 +129,7 @@ fn a_client_hello_may_come_in_records_of_one_byte() {
 fn no_common_group_is_told_by_an_alert() {
     let config = client_config(None, &[NamedGroup::X25519]);
     let server = server(&[NamedGroup::secp384r1]);
-    let (error, output) = run(&mut client(&config), server, |_| usize::MAX, b"").err().unwrap();
+    let (error, output) = run(&mut client(&config), server, |_| usize::MAX, b"").unwrap_err();
     assert!(matches!(error, HandshakeError::Tls(_)), "{error}");
     // A fatal alert in the clear: type 21, level 2, handshake_failure.
     assert_eq!((output[0], &output[5..]), (21, &[2, 40][..]), "{output:?}");

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use super::{Count, StreamError};
 use crate::buffers::{Buffers, Class};
-use crate::ktls::{Opened, Opener};
+use crate::ktls::{Opened, Opener, RecordError};
 use crate::timers::Watched;
 use crate::transport::{Buffer, Transport};
 
@@ -47,6 +47,7 @@ pub struct Reader<T: Transport> {
     in_flight: Option<InFlight<T::Recv>>,
     appetite: Appetite,
     end: Option<End>,
+    record_error: Option<RecordError>,
     count: Count,
 }
 
@@ -94,6 +95,7 @@ impl<T: Transport> Reader<T> {
             in_flight: None,
             appetite: Appetite { class: Class::Small, small_reads: 0 },
             end: None,
+            record_error: None,
             count: 0,
         }
     }
@@ -148,6 +150,12 @@ impl<T: Transport> Reader<T> {
     #[must_use]
     pub fn end(&self) -> Option<End> {
         self.end
+    }
+
+    /// What was wrong with the record layer, for the alert that the peer is owed.
+    #[must_use]
+    pub fn record_error(&self) -> Option<RecordError> {
+        self.record_error
     }
 
     /// The deadlines of the socket.
@@ -302,7 +310,9 @@ impl<T: Transport> Reader<T> {
         };
         while self.end.is_none() {
             let record = &mut self.buffer.filled_mut()[self.wire..];
-            match opener.open(record)? {
+            let opened =
+                opener.open(record).inspect_err(|&error| self.record_error = Some(error))?;
+            match opened {
                 Opened::Partial => break,
                 Opened::Data { payload, record_len } if self.plain == 0 => {
                     // Nothing stands before it: the plaintext stays where it was decrypted.

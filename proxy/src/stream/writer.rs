@@ -165,6 +165,25 @@ impl<T: Transport> Writer<T> {
         Ok(())
     }
 
+    /// Tells the peer by a fatal alert why the connection ends; what is staged is dropped. Does nothing without TLS.
+    ///
+    /// # Errors
+    /// As [`Writer::flush`].
+    pub async fn fail(&mut self, alert: u8) -> Result<(), StreamError> {
+        if self.state != State::Open {
+            return Err(StreamError::Broken);
+        }
+        self.stage.clear();
+        self.slot = None;
+        let Some(sealer) = &mut self.sealer else { return Ok(()) };
+        let mut record = Vec::new();
+        sealer.alert(alert, &mut record)?;
+        self.send_control(&record).await?;
+        self.io.shutdown(Shutdown::Write);
+        self.state = State::Finished;
+        Ok(())
+    }
+
     /// Sends a sealed control record, which stands apart from what is staged.
     async fn send_control(&mut self, record: &[u8]) -> Result<(), StreamError> {
         let mut buffer = self.buffers.take(Class::holding(record.len()));
