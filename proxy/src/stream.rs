@@ -54,3 +54,6 @@ impl From<Cause> for StreamError {
 
 /// Bytes that crossed one half as plaintext.
 pub type Count = u64;
+
+#[cfg(test)]
+mod tests;

@@ -212,7 +212,8 @@ impl<T: Transport> Timers<T> {
         self.sweep_at(Tick(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)));
     }
 
-    fn sweep_at(&self, now: Tick) {
+    /// As [`Timers::sweep`], at a time of the caller's choice.
+    pub(crate) fn sweep_at(&self, now: Tick) {
         self.now.set(now);
         for (_, watch) in self.watches.borrow().iter() {
             watch.sweep(now);
