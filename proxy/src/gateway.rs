@@ -15,8 +15,9 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::accept::Admission;
-use crate::config::{Config, Service};
+use crate::config::{Config, Listener, Offload, Service};
 use crate::generation::Shared;
+use crate::ktls::probe::Support;
 use crate::sys;
 use crate::worker::{self, Orders, Phase, Started, WorkerError};
 
@@ -62,15 +63,17 @@ pub fn run(config: Config, path: &Path, report: impl FnOnce(&str)) -> Result<(),
     })?;
     let shared = Shared::new(config)?;
     let orders = watch::Sender::new(Orders { shared: Arc::clone(&shared), phase: Phase::Serving });
+    let kernel_tls = Arc::new(support(&shared.config));
     let mut gateway = Gateway {
         path: path.to_owned(),
         orders,
         admission,
+        kernel_tls: Arc::clone(&kernel_tls),
         workers: Vec::new(),
         resolved: Instant::now(),
     };
     let started = gateway.start(&shared, &sender)?;
-    report(&describe(&shared.config, &started, gateway.admission.connections_max()));
+    report(&describe(&shared.config, &started, gateway.admission.connections_max(), &kernel_tls));
     gateway.control(&events)
 }
 
@@ -78,6 +81,7 @@ struct Gateway {
     path: PathBuf,
     orders: watch::Sender<Orders>,
     admission: Arc<Admission>,
+    kernel_tls: Arc<Support>,
     workers: Vec<JoinHandle<Result<(), WorkerError>>>,
     resolved: Instant,
 }
@@ -112,6 +116,7 @@ impl Gateway {
         let (sender, receiver) = mpsc::sync_channel(1);
         let orders = self.orders.subscribe();
         let admission = Arc::clone(&self.admission);
+        let kernel_tls = Arc::clone(&self.kernel_tls);
         let run = move || {
             if let Some(core) = core
                 && !core_affinity::set_for_current(core)
@@ -119,7 +124,7 @@ impl Gateway {
                 tracing::warn!("worker {index} cannot be pinned to core {}", core.id);
             }
             let started = |started| drop(sender.send(started));
-            let result = worker::run(&addresses, orders, &admission, started);
+            let result = worker::run(&addresses, orders, &admission, &kernel_tls, started);
             drop(events.send(Event::Ended));
             result
         };
@@ -232,8 +237,31 @@ impl Gateway {
     }
 }
 
+/// What the kernel can do for TLS, if any listener wants to know.
+fn support(config: &Config) -> Support {
+    let wants = |listener: &&Listener| {
+        listener.service == Service::Https && listener.offload != Offload::Never
+    };
+    let Some(_) = config.listeners.iter().find(wants) else {
+        return Support::none("no listener asks for more (offload)");
+    };
+    let support = Support::probe();
+    let is_required = config.listeners.iter().any(|listener| listener.offload == Offload::Always);
+    if is_required && !support.is_any() {
+        for line in support.describe() {
+            tracing::warn!("offload = \"always\" cannot be had; TLS {line}");
+        }
+    }
+    support
+}
+
 /// The start-up report.
-fn describe(config: &Config, started: &Started, connections_max: usize) -> String {
+fn describe(
+    config: &Config,
+    started: &Started,
+    connections_max: usize,
+    kernel_tls: &Support,
+) -> String {
     let mut text = format!("tlsplice {} is serving\n", env!("CARGO_PKG_VERSION"));
     let mut line = |name: &str, value: String| {
         // Writing to a string cannot fail.
@@ -252,10 +280,9 @@ fn describe(config: &Config, started: &Started, connections_max: usize) -> Strin
     }
     line("workers", format!("{}, each with its own ring ({})", config.workers, started.ring));
     line("connections", format!("at most {connections_max}"));
-    line(
-        "TLS",
-        "in user space; this version does not use kTLS: more CPU per byte of bulk data".into(),
-    );
+    for text in kernel_tls.describe() {
+        line("TLS", text);
+    }
     if !started.ring.cooperative {
         line("missing", "io_uring COOP_TASKRUN (Linux 5.19): more CPU per message".into());
     }

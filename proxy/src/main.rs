@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tlsplice::config::{Config, Loaded};
+use tlsplice::ktls::probe::Support;
 use tlsplice::{gateway, uring};
 
 /// TLS gateway for Apache Guacamole and other Tomcat applications.
@@ -55,10 +56,11 @@ fn version() -> String {
     let ring = uring::start(uring::Setup::default(), |ring| async move { ring.to_string() })
         .unwrap_or_else(|error| format!("not usable: {error}"));
     format!(
-        "tlsplice {} ({build}, {})\nkernel {}: io_uring {ring}; TLS in user space (kTLS is not used by this version)",
+        "tlsplice {} ({build}, {})\nkernel {}: io_uring {ring}\nTLS {}",
         env!("CARGO_PKG_VERSION"),
         std::env::consts::ARCH,
         kernel.trim(),
+        Support::probe().describe().join("\nTLS "),
     )
 }
 

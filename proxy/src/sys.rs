@@ -3,6 +3,9 @@
 //! None of them waits: they are made between two operations, on a thread that serves every other connection too.
 #![expect(unsafe_code, reason = "system calls; each block states what the kernel requires")]
 
+/// The record layer of the kernel.
+pub mod tls;
+
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::Shutdown;

@@ -142,11 +142,11 @@ pub trait Transport: Clone + 'static {
     /// Sends the filled bytes of `buffer`, perhaps not all of them; the operation consumes what it sent.
     fn send(&self, buffer: Buffer) -> Self::Send;
 
-    /// Receives without waiting; `WouldBlock` when there is nothing. Advances the buffer.
+    /// Receives at most `count` bytes without waiting; `WouldBlock` when there is nothing. Advances the buffer.
     ///
     /// # Errors
     /// The error of `recv(2)`; `EINTR` has been retried.
-    fn try_recv(&self, buffer: &mut Buffer) -> io::Result<usize>;
+    fn try_recv(&self, buffer: &mut Buffer, count: usize) -> io::Result<usize>;
 
     /// Sends without waiting; `WouldBlock` when the socket is full.
     ///
@@ -162,4 +162,44 @@ pub trait Transport: Clone + 'static {
 
     /// Shuts one or both directions; operations in flight on them then complete. Never waits.
     fn shutdown(&self, how: std::net::Shutdown);
+
+    /// The record layer that the kernel has for this socket; None where there can be none.
+    fn kernel_tls(&self) -> Option<&dyn KernelTls>;
+}
+
+/// One direction of a record layer in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsDirection {
+    /// What we send is sealed.
+    Send,
+    /// What we receive is opened.
+    Receive,
+}
+
+/// A TCP socket whose record layer the kernel can take over (`Documentation/networking/tls.rst`). None of the calls
+/// waits.
+pub trait KernelTls {
+    /// Attaches the layer, still without keys. There is no way back.
+    ///
+    /// # Errors
+    /// `ENOENT` without the module, `EEXIST` the second time.
+    fn attach(&self) -> io::Result<()>;
+
+    /// Sets the key of one direction, or changes it.
+    ///
+    /// # Errors
+    /// `ENOENT` without the cipher, `EBUSY` where keys cannot be changed.
+    fn set_key(&self, direction: TlsDirection, key: &ktls::CryptoInfo) -> io::Result<()>;
+
+    /// Receives from one record, or from several that carry data; returns the content type and the count.
+    ///
+    /// # Errors
+    /// The error of `recvmsg(2)`; `EINTR` has been retried.
+    fn recv_record(&self, into: &mut [u8]) -> io::Result<(u8, usize)>;
+
+    /// Sends `message` as one record of this content type.
+    ///
+    /// # Errors
+    /// The error of `sendmsg(2)`; `EINTR` has been retried.
+    fn send_record(&self, content_type: u8, message: &[u8]) -> io::Result<()>;
 }

@@ -17,8 +17,10 @@ use tokio::sync::watch;
 use crate::accept::{Admission, Ticket};
 use crate::addr::ClientAddr;
 use crate::buffers::Buffers;
+use crate::config;
 use crate::connection::{self, Core, Door};
 use crate::generation::{Generation, Shared};
+use crate::ktls::probe::Support;
 use crate::limits::{ABORT_GRACE, ACCEPT_PAUSE, TIMER_TICK};
 use crate::pool::{Network, Target};
 use crate::timers::{Activity, Timers};
@@ -115,15 +117,17 @@ pub fn run(
     addresses: &[SocketAddr],
     orders: watch::Receiver<Orders>,
     admission: &Arc<Admission>,
+    kernel_tls: &Arc<Support>,
     started: impl FnOnce(Started),
 ) -> Result<(), WorkerError> {
     uring::start(uring::Setup::default(), |ring| async move {
         let listeners = bind(addresses)?;
         let bound = listeners.iter().map(|(_, address)| *address).collect();
-        let worker = Worker::new(orders, Arc::clone(admission));
-        let config = Arc::clone(&worker.orders.borrow().borrow().shared);
-        for ((listener, address), configured) in listeners.iter().zip(&config.config.listeners) {
-            let door = Door { service: configured.service, port: address.port() };
+        let worker = Worker::new(orders, Arc::clone(admission), Arc::clone(kernel_tls));
+        let shared = Arc::clone(&worker.orders.borrow().borrow().shared);
+        for ((listener, address), configured) in listeners.iter().zip(&shared.config.listeners) {
+            let config::Listener { service, offload, .. } = *configured;
+            let door = Door { service, port: address.port(), offload };
             uring::spawn(accept(Rc::clone(&worker), Rc::clone(listener), door));
         }
         started(Started { addresses: bound, ring });
@@ -158,7 +162,11 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(orders: watch::Receiver<Orders>, admission: Arc<Admission>) -> Rc<Self> {
+    fn new(
+        orders: watch::Receiver<Orders>,
+        admission: Arc<Admission>,
+        kernel_tls: Arc<Support>,
+    ) -> Rc<Self> {
         let (timers, buffers) = (Timers::new(), Rc::new(Buffers::default()));
         let network = Rc::new(RingNetwork);
         let shared = Arc::clone(&orders.borrow().shared);
@@ -167,6 +175,7 @@ impl Worker {
         let core = Rc::new(Core {
             timers,
             buffers,
+            kernel_tls,
             generation: RefCell::new(generation),
             is_draining: Cell::new(false),
         });

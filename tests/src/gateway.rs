@@ -14,11 +14,20 @@ use tlsplice_fixtures::process::Process;
 
 use crate::{PATIENCE, certificate, target, wait_for};
 
+/// Names a binary to be tested instead of the one that cargo builds: for machines without a workspace.
+pub const BINARY_VARIABLE: &str = "TLSPLICE_TEST_BINARY";
+
+/// Sets `offload` of the https listener: the same tests prove every path of the record layer.
+pub const OFFLOAD_VARIABLE: &str = "TLSPLICE_TEST_OFFLOAD";
+
 /// The binary under test, built on first use.
 ///
 /// # Panics
 /// When it cannot be built.
 pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os(BINARY_VARIABLE) {
+        return path.into();
+    }
     static BUILD: Once = Once::new();
     BUILD.call_once(|| {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -90,8 +99,9 @@ impl Config {
         let certificate = certificate();
         let Self { top, limits, tables, log } = self;
         let log = log.clone().unwrap_or_else(|| directory.join("access.log"));
+        let offload = std::env::var(OFFLOAD_VARIABLE).unwrap_or_else(|_| "auto".to_owned());
         format!(
-            "workers = 2\n{top}\n[[listener]]\naddress = \"127.0.0.1:0\"\n\n\
+            "workers = 2\n{top}\n[[listener]]\naddress = \"127.0.0.1:0\"\noffload = {offload:?}\n\n\
              [[listener]]\naddress = \"127.0.0.1:0\"\nservice = \"redirect\"\n\n\
              [tls]\ncertificate = {:?}\nkey = {:?}\n\n{tables}\n[limits]\n{limits}\n\
              [access_log]\ntarget = {log:?}\n",

@@ -55,6 +55,19 @@ pub struct Listener {
     pub address: SocketAddr,
     /// What is spoken there.
     pub service: Service,
+    /// Whether the kernel takes TLS over; [`Offload::Never`] where there is none.
+    pub offload: Offload,
+}
+
+/// Who runs the record layer of TLS connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offload {
+    /// The kernel where it can.
+    Auto,
+    /// The kernel; that it cannot is worth a warning.
+    Always,
+    /// This process.
+    Never,
 }
 
 /// What a listener does with a connection.

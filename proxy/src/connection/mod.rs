@@ -12,15 +12,18 @@ mod session;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
 use crate::addr::ClientAddr;
 use crate::buffers::Buffers;
-use crate::config::{App, Service};
+use crate::config::{App, Offload, Service};
 use crate::error::Fault;
 use crate::generation::Generation;
+use crate::ktls::RecordError;
+use crate::ktls::probe::Support;
 use crate::limits::{LINGER_BYTES_MAX, LINGER_TIMEOUT};
 use crate::message::Version;
 use crate::message::reply::{self, Refusal};
@@ -39,6 +42,8 @@ pub struct Core<N: Network> {
     pub timers: Rc<Timers<N::Io>>,
     /// Free buffers.
     pub buffers: Rc<Buffers>,
+    /// What the kernel can take over.
+    pub kernel_tls: Arc<Support>,
     /// The configuration for new requests.
     pub generation: RefCell<Rc<Generation<N>>>,
     /// The gateway is being stopped: each response is the last on its connection.
@@ -52,6 +57,8 @@ pub struct Door {
     pub service: Service,
     /// Its TCP port.
     pub port: u16,
+    /// Whether the kernel may take TLS over there.
+    pub offload: Offload,
 }
 
 /// What becomes of a connection after an exchange.
@@ -257,9 +264,16 @@ async fn close<T: crate::transport::Transport>(session: &mut Session<T>) {
 
 /// Ends without a goodbye, so that what was cut off looks so; a peer that broke the record protocol is told (RFC 8446 §6.2).
 async fn abort<T: crate::transport::Transport>(session: &mut Session<T>) {
-    if let Some(alert) = session.reader.record_error().and_then(|error| error.alert())
-        && let Err(error) = session.writer.fail(alert).await
-    {
+    let said = match session.reader.record_error() {
+        // What we sent is whole, and can be said to be so.
+        Some(RecordError::KeyUpdateUnsupported) => session.writer.finish().await,
+        Some(error) => match error.alert() {
+            Some(alert) => session.writer.fail(alert).await,
+            None => return,
+        },
+        None => return,
+    };
+    if let Err(error) = said {
         tracing::debug!("the alert was not sent: {error}");
     }
 }

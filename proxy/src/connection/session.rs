@@ -6,9 +6,10 @@ use thiserror::Error;
 
 use super::{Core, Door};
 use crate::buffers::Class;
-use crate::config::Service;
+use crate::config::{Offload, Service};
 use crate::handshake::{Handshake, HandshakeError, Progress};
 use crate::ktls;
+use crate::ktls::kernel::{self, HandoverError};
 use crate::message::Version;
 use crate::message::reply::{self, Refusal};
 use crate::pool::Network;
@@ -31,6 +32,9 @@ pub(super) enum SessionError {
     /// The TLS handshake failed.
     #[error("TLS handshake: {0}")]
     Handshake(#[from] HandshakeError),
+    /// The kernel did not take the keys.
+    #[error("{0}")]
+    Handover(#[from] HandoverError),
     /// The peer closed or the socket failed.
     #[error("{0}")]
     Stream(#[from] StreamError),
@@ -59,6 +63,8 @@ pub(super) async fn establish<N: Network>(
         return Ok(Session { watch, reader, writer, tls: TlsPath::None });
     }
     let tls = config.tls.clone().ok_or(SessionError::NoCertificate)?;
+    // Decided before the first byte: for the kernel nothing may be read beyond the handshake.
+    let is_for_kernel = door.offload != Offload::Never && core.kernel_tls.is_any();
     watch.receive_within(config.limits.handshake_timeout);
     let mut handshake = Handshake::new(tls)?;
     let mut wire = Writer::plain(Rc::clone(&watch), io.clone(), buffers(), write_timeout);
@@ -72,13 +78,39 @@ pub(super) async fn establish<N: Network>(
             output.clear();
         }
         match progress {
-            Ok(Progress::NeedInput { .. }) => {
+            Ok(Progress::NeedInput { next_read_max }) => {
                 input.compact();
-                input = receive(&io, &watch, input).await?;
+                input = if is_for_kernel {
+                    receive_exactly(&io, &watch, input, next_read_max).await?
+                } else {
+                    receive(&io, &watch, input).await?
+                };
             }
             Ok(Progress::Established(established)) => {
                 watch.receive_at_leisure();
-                let (opener, sealer) = ktls::session(*established)?;
+                let mut established = *established;
+                if is_for_kernel
+                    && input.is_empty()
+                    && kernel::is_possible(&established, &core.kernel_tls)
+                    && let Some(socket) = io.kernel_tls()
+                {
+                    established = match kernel::handover(established, socket, &core.kernel_tls) {
+                        Ok((opener, sealer)) => {
+                            core.buffers.give(input);
+                            let watched = || Rc::clone(&watch);
+                            let reader = Reader::kernel(watched(), io.clone(), buffers(), opener);
+                            let writer =
+                                Writer::kernel(watched(), io, buffers(), write_timeout, sealer);
+                            return Ok(Session { watch, reader, writer, tls: TlsPath::Kernel });
+                        }
+                        Err(HandoverError::Refused(established, error)) => {
+                            tracing::debug!("TLS stays in user space: {error}");
+                            *established
+                        }
+                        Err(error) => return Err(error.into()),
+                    };
+                }
+                let (opener, sealer) = ktls::session(established)?;
                 let reader = Reader::tls(Rc::clone(&watch), io.clone(), buffers(), opener, input);
                 let writer = Writer::tls(Rc::clone(&watch), io, buffers(), write_timeout, sealer);
                 return Ok(Session { watch, reader, writer, tls: TlsPath::User });
@@ -99,6 +131,31 @@ pub(super) async fn establish<N: Network>(
                 wire.finish().await?;
                 return Err(error.into());
             }
+        }
+    }
+}
+
+/// Receives `count` bytes at most, so that nothing beyond them leaves the socket.
+async fn receive_exactly<T: Transport>(
+    io: &T,
+    watch: &Watched<T>,
+    mut input: Buffer,
+    count: usize,
+) -> Result<Buffer, SessionError> {
+    loop {
+        let result = io.try_recv(&mut input, count);
+        match result {
+            Ok(0) | Err(_) if watch.shut().is_some() => {
+                return Err(watch
+                    .shut()
+                    .map_or(SessionError::Closed, |cause| StreamError::from(cause).into()));
+            }
+            Ok(0) => return Err(SessionError::Closed),
+            Ok(_) => return Ok(input),
+            Err(error) if crate::stream::is_retry(&error) => {
+                io.readable().await.map_err(StreamError::from)?;
+            }
+            Err(error) => return Err(StreamError::from(error).into()),
         }
     }
 }

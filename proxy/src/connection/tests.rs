@@ -164,6 +164,7 @@ fn world(capacity: usize, mood: Mood) -> World {
     let core = Rc::new(Core {
         timers,
         buffers,
+        kernel_tls: Arc::new(Support::none("there is no kernel")),
         generation: RefCell::new(generation),
         is_draining: Cell::new(false),
     });
@@ -193,7 +194,7 @@ impl World {
             near.script(*direction, steps.iter().copied());
         }
         let address = ClientAddr::new(SocketAddr::from(([192, 0, 2, 1], 5000)));
-        let door = Door { service: Service::Http, port: 80 };
+        let door = Door { service: Service::Http, port: 80, offload: Offload::Never };
         tokio::task::spawn_local(serve(Rc::clone(&self.core), near, address, door));
         Peer::new(far)
     }

@@ -5,7 +5,12 @@
 //! certificates, change_cipher_spec).
 
 mod cipher;
+mod control;
+/// The keys go into the kernel.
+pub mod kernel;
 mod opener;
+/// What this kernel can do.
+pub mod probe;
 mod sealer;
 
 use std::cell::RefCell;
@@ -52,7 +57,10 @@ pub enum RecordError {
     /// The next secret could not be made.
     #[error("the TLS key cannot be updated")]
     KeySchedule,
-    /// TLS 1.2 cannot change keys, and this one has sealed as much as it may.
+    /// The peer changes its key, and this kernel cannot follow: nothing more can be read, but everything can be sent.
+    #[error("the client updates its TLS key, which this kernel cannot follow")]
+    KeyUpdateUnsupported,
+    /// TLS 1.2 cannot change keys, nor can some kernels, and this one has sealed as much as it may.
     #[error("the TLS key is used up")]
     KeyExhausted,
 }
@@ -71,13 +79,17 @@ impl RecordError {
             // RFC 5246 §7.2.2 has a warning for this, which a client may ignore; we close.
             Self::Renegotiation => Some(alert::HANDSHAKE_FAILURE),
             Self::KeySchedule | Self::KeyExhausted => Some(alert::INTERNAL_ERROR),
-            Self::PeerAlert(_) => None,
+            Self::PeerAlert(_) | Self::KeyUpdateUnsupported => None,
         }
     }
 }
 
-/// Descriptions of alerts (RFC 8446 §6).
-mod alert {
+/// Alerts (RFC 8446 §6).
+pub(crate) mod alert {
+    /// The level of those that end a connection.
+    pub(crate) const FATAL: u8 = 2;
+    /// Level and description of the goodbye.
+    pub(crate) const CLOSE_NOTIFY: [u8; 2] = [1, 0];
     pub(super) const UNEXPECTED_MESSAGE: u8 = 10;
     pub(super) const BAD_RECORD_MAC: u8 = 20;
     pub(super) const RECORD_OVERFLOW: u8 = 22;
@@ -117,8 +129,8 @@ enum Version {
 }
 
 /// Content types (RFC 8446 §5.1).
-mod content {
-    pub(super) const ALERT: u8 = 21;
+pub(crate) mod content {
+    pub(crate) const ALERT: u8 = 21;
     pub(super) const HANDSHAKE: u8 = 22;
     pub(super) const APPLICATION_DATA: u8 = 23;
 }

@@ -5,11 +5,9 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use super::cipher::{Cipher, TAG_BYTES};
+use super::control::{self, Budget, Control};
 use super::{RecordError, Schedule, Version, content};
 use crate::limits::{RECORD_HEADER_BYTES, RECORD_PLAINTEXT_MAX};
-
-/// Records without data that may follow each other.
-const IDLE_RECORDS_MAX: u8 = 32;
 
 /// What stood at the front of the bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,14 +35,12 @@ pub struct Opener {
     cipher: Cipher,
     sequence: u64,
     pub(super) schedule: Rc<RefCell<Schedule>>,
-    /// Records without data since the last with.
-    idle_records: u8,
-    key_updates: u8,
+    budget: Budget,
 }
 
 impl Opener {
     pub(super) fn new(cipher: Cipher, sequence: u64, schedule: Rc<RefCell<Schedule>>) -> Self {
-        Self { cipher, sequence, schedule, idle_records: 0, key_updates: 0 }
+        Self { cipher, sequence, schedule, budget: Budget::default() }
     }
 
     /// How many bytes complete the record that `bytes` begin, or its header; 0 when it is complete.
@@ -74,24 +70,24 @@ impl Opener {
         if payload.len() > RECORD_PLAINTEXT_MAX {
             return Err(RecordError::TooLong(payload.len()));
         }
-        match content_type {
-            content::APPLICATION_DATA if !payload.is_empty() => {
-                self.idle_records = 0;
-                self.key_updates = 0;
+        if content_type == content::APPLICATION_DATA {
+            if !payload.is_empty() {
+                self.budget.on_data();
                 return Ok(Opened::Data { payload, record_len });
             }
-            content::APPLICATION_DATA => {}
-            content::ALERT => {
-                if is_close_notify(&record[payload])? {
-                    return Ok(Opened::CloseNotify);
-                }
-            }
-            content::HANDSHAKE => self.on_handshake(&record[payload])?,
-            _ => return Err(RecordError::Unexpected),
+            self.budget.on_idle_record()?;
+            return Ok(Opened::Handled { record_len });
         }
-        self.idle_records += 1;
-        if self.idle_records > IDLE_RECORDS_MAX {
-            return Err(RecordError::EmptyRecords);
+        match control::read(self.cipher.version, content_type, &record[payload])? {
+            Control::CloseNotify => return Ok(Opened::CloseNotify),
+            Control::Nothing => self.budget.on_idle_record()?,
+            Control::KeyUpdate { is_asked } => {
+                self.budget.on_key_update()?;
+                let mut schedule = self.schedule.borrow_mut();
+                self.cipher = schedule.next_receive()?;
+                self.sequence = 0;
+                schedule.is_update_asked |= is_asked;
+            }
         }
         Ok(Opened::Handled { record_len })
     }
@@ -111,27 +107,6 @@ impl Opener {
         }
         if body < TAG_BYTES { Err(RecordError::Authentication) } else { Ok(()) }
     }
-
-    /// Only a KeyUpdate is of use after the handshake, and it stands alone in its record: keys change at a record
-    /// boundary (RFC 8446 §5.1). We asked for no client certificate, and a client sends no ticket.
-    fn on_handshake(&mut self, message: &[u8]) -> Result<(), RecordError> {
-        const KEY_UPDATE: u8 = 24;
-        if self.cipher.version == Version::Tls12 {
-            return Err(RecordError::Renegotiation);
-        }
-        let &[KEY_UPDATE, 0, 0, 1, asked @ (0 | 1)] = message else {
-            return Err(RecordError::Unexpected);
-        };
-        self.key_updates += 1;
-        if self.key_updates >= IDLE_RECORDS_MAX {
-            return Err(RecordError::KeyUpdates);
-        }
-        let mut schedule = self.schedule.borrow_mut();
-        self.cipher = schedule.next_receive()?;
-        self.sequence = 0;
-        schedule.is_update_asked |= asked == 1;
-        Ok(())
-    }
 }
 
 /// Length of the record that `bytes` begin; None while its header is not complete.
@@ -145,17 +120,4 @@ fn inner_type(record: &[u8], payload: Range<usize>) -> Result<(u8, Range<usize>)
     let inner = &record[payload.clone()];
     let at = inner.iter().rposition(|&byte| byte != 0).ok_or(RecordError::Unexpected)?;
     Ok((inner[at], payload.start..payload.start + at))
-}
-
-/// True for close_notify, false for an alert that means nothing to us.
-fn is_close_notify(alert: &[u8]) -> Result<bool, RecordError> {
-    const WARNING: u8 = 1;
-    const USER_CANCELED: u8 = 90;
-    const NO_RENEGOTIATION: u8 = 100;
-    match *alert {
-        [_, 0] => Ok(true),
-        [WARNING, USER_CANCELED | NO_RENEGOTIATION] => Ok(false),
-        [_, description] => Err(RecordError::PeerAlert(description)),
-        _ => Err(RecordError::Unexpected),
-    }
 }

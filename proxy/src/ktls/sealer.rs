@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::cipher::Cipher;
-use super::{RecordError, Schedule, Version, content};
+use super::{RecordError, Schedule, Version, alert, content};
 
 /// Seals records.
 pub struct Sealer {
@@ -49,8 +49,7 @@ impl Sealer {
     /// # Errors
     /// When sealing fails.
     pub fn close_notify(&mut self, wire: &mut Vec<u8>) -> Result<(), RecordError> {
-        const WARNING_CLOSE_NOTIFY: [u8; 2] = [1, 0];
-        self.append(content::ALERT, &WARNING_CLOSE_NOTIFY, wire)
+        self.append(content::ALERT, &alert::CLOSE_NOTIFY, wire)
     }
 
     /// Appends a fatal alert to `wire`; nothing may follow it (RFC 8446 §6.2).
@@ -58,8 +57,7 @@ impl Sealer {
     /// # Errors
     /// When sealing fails.
     pub fn alert(&mut self, description: u8, wire: &mut Vec<u8>) -> Result<(), RecordError> {
-        const FATAL: u8 = 2;
-        self.append(content::ALERT, &[FATAL, description], wire)
+        self.append(content::ALERT, &[alert::FATAL, description], wire)
     }
 
     /// Changes the key when it is due: because the peer asked, or because the key has sealed enough. Appends what the

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use super::{Count, StreamError};
 use crate::buffers::{Buffers, Class};
+use crate::ktls::kernel::{KernelOpener, KernelRecordError, Taken};
 use crate::ktls::{Opened, Opener, RecordError};
 use crate::timers::Watched;
 use crate::transport::{Buffer, Transport};
@@ -39,7 +40,7 @@ pub struct Reader<T: Transport> {
     watch: Rc<Watched<T>>,
     io: T,
     buffers: Rc<Buffers>,
-    opener: Option<Box<Opener>>,
+    layer: Layer,
     buffer: Buffer,
     plain: usize,
     wire: usize,
@@ -49,6 +50,16 @@ pub struct Reader<T: Transport> {
     end: Option<End>,
     record_error: Option<RecordError>,
     count: Count,
+}
+
+/// Who opens records.
+enum Layer {
+    /// There are none.
+    None,
+    /// We do.
+    User(Box<Opener>),
+    /// The kernel does; what is not data is left to us.
+    Kernel(Box<KernelOpener>),
 }
 
 struct InFlight<R> {
@@ -88,7 +99,7 @@ impl<T: Transport> Reader<T> {
             watch,
             io,
             buffers,
-            opener: None,
+            layer: Layer::None,
             buffer: Buffer::default(),
             plain: 0,
             wire: 0,
@@ -110,8 +121,21 @@ impl<T: Transport> Reader<T> {
         leftover: Buffer,
     ) -> Self {
         let mut reader = Self::plain(watch, io, buffers);
-        reader.opener = Some(Box::new(opener));
+        reader.layer = Layer::User(Box::new(opener));
         reader.buffer = leftover;
+        reader
+    }
+
+    /// A half whose records the kernel opens.
+    #[must_use]
+    pub fn kernel(
+        watch: Rc<Watched<T>>,
+        io: T,
+        buffers: Rc<Buffers>,
+        opener: KernelOpener,
+    ) -> Self {
+        let mut reader = Self::plain(watch, io, buffers);
+        reader.layer = Layer::Kernel(Box::new(opener));
         reader
     }
 
@@ -215,10 +239,52 @@ impl<T: Transport> Reader<T> {
             Ok(0) => self.on_eof(),
             Ok(count) => {
                 self.appetite.on_read(count);
+                if let Layer::Kernel(opener) = &mut self.layer {
+                    opener.on_data();
+                }
                 if self.buffer.spare() == 0 { self.receive_rest() } else { Ok(()) }
             }
             Err(error) if is_retry(&error) => Ok(()),
-            Err(error) => Err(self.watch.shut().map_or(error.into(), StreamError::from)),
+            Err(error) => self.on_error(error),
+        }
+    }
+
+    /// An error may stand for a record that is not data.
+    fn on_error(&mut self, error: io::Error) -> Result<(), StreamError> {
+        if let Some(cause) = self.watch.shut() {
+            return Err(cause.into());
+        }
+        if self.buffer.spare() == 0 {
+            self.grow(Class::Bulk);
+        }
+        let (Layer::Kernel(opener), Some(socket)) = (&mut self.layer, self.io.kernel_tls()) else {
+            return Err(error.into());
+        };
+        if KernelOpener::is_control(&error) {
+            return match opener.take(socket, self.buffer.spare_mut()) {
+                Ok(Taken::Nothing | Taken::Handled) => Ok(()),
+                Ok(Taken::CloseNotify) => {
+                    self.end = Some(End::Clean);
+                    Ok(())
+                }
+                // Zero bytes of data are the end of the stream, or an empty record: the next receive tells.
+                Ok(Taken::Data(count)) => {
+                    self.buffer.advance(count);
+                    Ok(())
+                }
+                Err(KernelRecordError::Record(error)) => {
+                    self.record_error = Some(error);
+                    Err(error.into())
+                }
+                Err(KernelRecordError::Io(error)) => Err(error.into()),
+            };
+        }
+        match KernelOpener::record_error(&error) {
+            Some(error) => {
+                self.record_error = Some(error);
+                Err(error.into())
+            }
+            None => Err(error.into()),
         }
     }
 
@@ -226,7 +292,7 @@ impl<T: Transport> Reader<T> {
         if let Some(cause) = self.watch.shut() {
             return Err(cause.into());
         }
-        let end = if self.opener.is_some() { End::Truncated } else { End::Clean };
+        let end = if matches!(self.layer, Layer::None) { End::Clean } else { End::Truncated };
         self.end.get_or_insert(end);
         Ok(())
     }
@@ -238,7 +304,7 @@ impl<T: Transport> Reader<T> {
             return Ok(());
         }
         self.grow(class.larger());
-        match self.io.try_recv(&mut self.buffer) {
+        match self.io.try_recv(&mut self.buffer, usize::MAX) {
             Ok(0) => self.on_eof(),
             Ok(count) => {
                 self.appetite.on_read(count);
@@ -271,9 +337,9 @@ impl<T: Transport> Reader<T> {
             }
             self.buffer.clear();
         } else {
-            let missing = match &self.opener {
-                Some(opener) => opener.missing(&self.buffer.filled()[self.wire..]),
-                None => 1,
+            let missing = match &self.layer {
+                Layer::User(opener) => opener.missing(&self.buffer.filled()[self.wire..]),
+                Layer::None | Layer::Kernel(_) => 1,
             };
             if self.buffer.capacity() < kept + missing {
                 if kept + missing > Class::Bulk.bytes() {
@@ -303,7 +369,7 @@ impl<T: Transport> Reader<T> {
 
     /// Opens every complete record in the buffer.
     fn open_records(&mut self) -> Result<(), StreamError> {
-        let Some(opener) = &mut self.opener else {
+        let Layer::User(opener) = &mut self.layer else {
             self.plain = self.buffer.len();
             self.wire = self.plain;
             return Ok(());

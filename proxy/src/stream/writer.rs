@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::reader::is_retry;
 use super::{Count, StreamError};
 use crate::buffers::{Buffers, Class};
-use crate::ktls::Sealer;
+use crate::ktls::kernel::{KernelRecordError, KernelSealer};
+use crate::ktls::{Sealer, alert, content};
 use crate::limits::RECORD_PLAINTEXT_MAX;
 use crate::timers::Watched;
 use crate::transport::{Buffer, Transport};
@@ -21,7 +22,7 @@ pub struct Writer<T: Transport> {
     watch: Rc<Watched<T>>,
     io: T,
     buffers: Rc<Buffers>,
-    sealer: Option<Box<Sealer>>,
+    layer: Layer,
     stage: Buffer,
     /// Plaintext bytes in the last slot of the stage, when that slot is still open.
     slot: Option<usize>,
@@ -29,6 +30,16 @@ pub struct Writer<T: Transport> {
     state: State,
     count: Count,
     wire_count: Count,
+}
+
+/// Who seals records.
+enum Layer {
+    /// There are none.
+    None,
+    /// We do.
+    User(Box<Sealer>),
+    /// The kernel does.
+    Kernel(Box<KernelSealer>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +59,7 @@ impl<T: Transport> Writer<T> {
             watch,
             io,
             buffers,
-            sealer: None,
+            layer: Layer::None,
             stage: Buffer::default(),
             slot: None,
             timeout,
@@ -68,7 +79,21 @@ impl<T: Transport> Writer<T> {
         sealer: Sealer,
     ) -> Self {
         let mut writer = Self::plain(watch, io, buffers, timeout);
-        writer.sealer = Some(Box::new(sealer));
+        writer.layer = Layer::User(Box::new(sealer));
+        writer
+    }
+
+    /// A half whose plaintext the kernel seals.
+    #[must_use]
+    pub fn kernel(
+        watch: Rc<Watched<T>>,
+        io: T,
+        buffers: Rc<Buffers>,
+        timeout: Duration,
+        sealer: KernelSealer,
+    ) -> Self {
+        let mut writer = Self::plain(watch, io, buffers, timeout);
+        writer.layer = Layer::Kernel(Box::new(sealer));
         writer
     }
 
@@ -137,13 +162,7 @@ impl<T: Transport> Writer<T> {
         if self.stage.is_empty() {
             return Ok(());
         }
-        if let Some(sealer) = &mut self.sealer {
-            let mut control = Vec::new();
-            sealer.take_key_update(&mut control)?;
-            if !control.is_empty() {
-                self.send_control(&control).await?;
-            }
-        }
+        self.update_key().await?;
         self.seal()?;
         let wire = std::mem::take(&mut self.stage);
         self.send(wire).await
@@ -155,10 +174,14 @@ impl<T: Transport> Writer<T> {
     /// As [`Writer::flush`].
     pub async fn finish(&mut self) -> Result<(), StreamError> {
         self.flush().await?;
-        if let Some(sealer) = &mut self.sealer {
-            let mut alert = Vec::new();
-            sealer.close_notify(&mut alert)?;
-            self.send_control(&alert).await?;
+        match &mut self.layer {
+            Layer::None => {}
+            Layer::User(sealer) => {
+                let mut alert = Vec::new();
+                sealer.close_notify(&mut alert)?;
+                self.send_control(&alert).await?;
+            }
+            Layer::Kernel(_) => self.send_record(content::ALERT, &alert::CLOSE_NOTIFY).await?,
         }
         self.io.shutdown(Shutdown::Write);
         self.state = State::Finished;
@@ -169,19 +192,76 @@ impl<T: Transport> Writer<T> {
     ///
     /// # Errors
     /// As [`Writer::flush`].
-    pub async fn fail(&mut self, alert: u8) -> Result<(), StreamError> {
+    pub async fn fail(&mut self, description: u8) -> Result<(), StreamError> {
         if self.state != State::Open {
             return Err(StreamError::Broken);
         }
         self.stage.clear();
         self.slot = None;
-        let Some(sealer) = &mut self.sealer else { return Ok(()) };
-        let mut record = Vec::new();
-        sealer.alert(alert, &mut record)?;
-        self.send_control(&record).await?;
+        match &mut self.layer {
+            Layer::None => return Ok(()),
+            Layer::User(sealer) => {
+                let mut record = Vec::new();
+                sealer.alert(description, &mut record)?;
+                self.send_control(&record).await?;
+            }
+            Layer::Kernel(_) => {
+                self.send_record(content::ALERT, &[alert::FATAL, description]).await?
+            }
+        }
         self.io.shutdown(Shutdown::Write);
         self.state = State::Finished;
         Ok(())
+    }
+
+    /// Changes our key when it is due.
+    async fn update_key(&mut self) -> Result<(), StreamError> {
+        match &mut self.layer {
+            Layer::None => Ok(()),
+            Layer::User(sealer) => {
+                let mut control = Vec::new();
+                sealer.take_key_update(&mut control)?;
+                if control.is_empty() { Ok(()) } else { self.send_control(&control).await }
+            }
+            Layer::Kernel(sealer) => {
+                let Some((content_type, message)) = sealer.due_key_update()? else { return Ok(()) };
+                self.send_record(content_type, &message).await?;
+                let (Layer::Kernel(sealer), Some(socket)) = (&mut self.layer, self.io.kernel_tls())
+                else {
+                    return Ok(());
+                };
+                sealer.change_key(socket).map_err(|error| match error {
+                    KernelRecordError::Record(error) => error.into(),
+                    KernelRecordError::Io(error) => error.into(),
+                })
+            }
+        }
+    }
+
+    /// Has the kernel seal and send a record that is not data.
+    async fn send_record(&mut self, content_type: u8, message: &[u8]) -> Result<(), StreamError> {
+        self.state = State::Sending;
+        self.watch.send_within(self.timeout);
+        let result = loop {
+            let Some(socket) = self.io.kernel_tls() else { break Ok(()) };
+            match socket.send_record(content_type, message) {
+                Ok(()) => break Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if let Err(error) = self.io.writable().await {
+                        break Err(error.into());
+                    }
+                    if let Some(cause) = self.watch.shut() {
+                        break Err(cause.into());
+                    }
+                }
+                Err(error) => break Err(error.into()),
+            }
+        };
+        self.watch.send_at_leisure();
+        if result.is_ok() {
+            self.state = State::Open;
+        }
+        result
     }
 
     /// Sends a sealed control record, which stands apart from what is staged.
@@ -200,6 +280,9 @@ impl<T: Transport> Writer<T> {
             buffer = rest;
             if let Ok(count) = result {
                 self.wire_count += count as u64;
+                if let Layer::Kernel(sealer) = &mut self.layer {
+                    sealer.on_sent(count);
+                }
             }
             match result {
                 Ok(_) if buffer.is_empty() => break Ok(()),
@@ -225,12 +308,15 @@ impl<T: Transport> Writer<T> {
     }
 
     fn margins(&self) -> (usize, usize) {
-        self.sealer.as_ref().map_or((0, 0), |sealer| (sealer.headroom(), sealer.tailroom()))
+        match &self.layer {
+            Layer::User(sealer) => (sealer.headroom(), sealer.tailroom()),
+            Layer::None | Layer::Kernel(_) => (0, 0),
+        }
     }
 
     /// Stages bytes into the open slot, or opens one. Zero when the stage is full.
     fn push_slot(&mut self, bytes: &[u8]) -> usize {
-        let Some(_) = &self.sealer else {
+        let Layer::User(_) = &self.layer else {
             self.reserve(bytes.len());
             return self.stage.append(bytes);
         };
@@ -284,7 +370,7 @@ impl<T: Transport> Writer<T> {
     fn seal(&mut self) -> Result<(), StreamError> {
         self.close_slot();
         let (headroom, tailroom) = self.margins();
-        let Some(sealer) = &mut self.sealer else { return Ok(()) };
+        let Layer::User(sealer) = &mut self.layer else { return Ok(()) };
         for slot in self.stage.filled_mut().chunks_mut(headroom + RECORD_PLAINTEXT_MAX + tailroom) {
             sealer.seal_slot(slot)?;
         }

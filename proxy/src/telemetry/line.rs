@@ -41,6 +41,8 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TlsPath {
+    /// In the kernel.
+    Kernel,
     /// In this process.
     User,
     /// There is none.

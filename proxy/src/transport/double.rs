@@ -19,7 +19,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
-use super::{Buffer, Owned, Transport};
+use super::{Buffer, KernelTls, Owned, Transport};
 
 /// What one call does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -259,8 +259,8 @@ impl Double {
         })
     }
 
-    fn poll_recv(&self, buffer: &mut Buffer) -> Poll<io::Result<usize>> {
-        let decided = ready!(self.decide(Direction::Receive, buffer.spare()));
+    fn poll_recv(&self, buffer: &mut Buffer, most: usize) -> Poll<io::Result<usize>> {
+        let decided = ready!(self.decide(Direction::Receive, buffer.spare().min(most)));
         let half = &self.own().receiving;
         half.calls.set(half.calls.get() + 1);
         let count = decided?;
@@ -366,10 +366,10 @@ impl Transport for Double {
         self.begin(Direction::Send, buffer)
     }
 
-    fn try_recv(&self, buffer: &mut Buffer) -> io::Result<usize> {
-        assert!(buffer.spare() > 0, "a receive needs room");
+    fn try_recv(&self, buffer: &mut Buffer, count: usize) -> io::Result<usize> {
+        assert!(buffer.spare().min(count) > 0, "a receive needs room");
         self.own().receiving.assert_free();
-        at_once(|| self.poll_recv(buffer))
+        at_once(|| self.poll_recv(buffer, count))
     }
 
     fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
@@ -388,6 +388,10 @@ impl Transport for Double {
 
     fn shutdown(&self, how: Shutdown) {
         self.0.shutdown(how);
+    }
+
+    fn kernel_tls(&self) -> Option<&dyn KernelTls> {
+        None
     }
 }
 
@@ -418,7 +422,7 @@ impl Future for Operation {
         let Self { end, direction, buffer } = self.get_mut();
         let mut owned = buffer.take().expect("not polled after completion");
         let polled = match direction {
-            Direction::Receive => end.poll_recv(&mut owned),
+            Direction::Receive => end.poll_recv(&mut owned, usize::MAX),
             Direction::Send => end.poll_send(owned.filled()),
         };
         let Poll::Ready(result) = polled else {

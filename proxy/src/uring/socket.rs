@@ -15,7 +15,7 @@ use socket2::{SockAddr, SockRef};
 use super::message::{Control, RecvMessage, SendMessage};
 use super::op::{self, InFlight, Operation};
 use crate::sys;
-use crate::transport::{Buffer, Owned, Transport};
+use crate::transport::{Buffer, KernelTls, Owned, TlsDirection, Transport};
 
 /// A stream socket, TCP or Unix, on the ring of this thread. Clones are handles of the same socket.
 ///
@@ -171,8 +171,10 @@ impl Transport for Socket {
         Send { in_flight, _socket: self.clone() }
     }
 
-    fn try_recv(&self, buffer: &mut Buffer) -> io::Result<usize> {
-        let count = sys::recv(self.as_fd(), buffer.spare_mut())?;
+    fn try_recv(&self, buffer: &mut Buffer, count: usize) -> io::Result<usize> {
+        let spare = buffer.spare_mut();
+        let count = count.min(spare.len());
+        let count = sys::recv(self.as_fd(), &mut spare[..count])?;
         buffer.advance(count);
         Ok(count)
     }
@@ -191,6 +193,28 @@ impl Transport for Socket {
 
     fn shutdown(&self, how: Shutdown) {
         sys::shutdown(self.as_fd(), how);
+    }
+
+    fn kernel_tls(&self) -> Option<&dyn KernelTls> {
+        Some(self)
+    }
+}
+
+impl KernelTls for Socket {
+    fn attach(&self) -> io::Result<()> {
+        sys::tls::attach(self.as_fd())
+    }
+
+    fn set_key(&self, direction: TlsDirection, key: &ktls::CryptoInfo) -> io::Result<()> {
+        sys::tls::set_key(self.as_fd(), direction, key)
+    }
+
+    fn recv_record(&self, into: &mut [u8]) -> io::Result<(u8, usize)> {
+        sys::tls::recv_record(self.as_fd(), into)
+    }
+
+    fn send_record(&self, content_type: u8, message: &[u8]) -> io::Result<()> {
+        sys::tls::send_record(self.as_fd(), content_type, message)
     }
 }
 

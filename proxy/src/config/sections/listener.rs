@@ -1,6 +1,6 @@
 //! `[[listener]]`: where to bind and what is spoken there.
 
-use crate::config::model::{Listener, Service};
+use crate::config::model::{Listener, Offload, Service};
 use crate::config::report::{Fault, Report};
 use crate::config::scalar;
 use crate::config::sections::TOP;
@@ -23,6 +23,7 @@ pub(in crate::config) fn listeners(root: &mut Table<'_>, report: &mut Report) ->
     let mut listeners: Vec<(Listener, usize)> = Vec::new();
     for mut table in tables {
         let service = service(&mut table, report);
+        let offload = offload(&mut table, report, service);
         let addresses = table.need(report, "address", "for example: address = \"0.0.0.0:443\"");
         let addresses = addresses.map(|item| (item.list(), item));
         if let Some((list, item)) = addresses {
@@ -45,13 +46,26 @@ pub(in crate::config) fn listeners(root: &mut Table<'_>, report: &mut Report) ->
                 });
                 if let Some(address) = element.note(report, read) {
                     let line = report.line_of(element.span.start);
-                    listeners.push((Listener { address, service }, line));
+                    listeners.push((Listener { address, service, offload }, line));
                 }
             }
         }
         table.finish(report, TOP);
     }
     listeners.into_iter().map(|(listener, _)| listener).collect()
+}
+
+const OFFLOADS: &[(&str, Offload)] =
+    &[("auto", Offload::Auto), ("always", Offload::Always), ("never", Offload::Never)];
+
+fn offload(table: &mut Table<'_>, report: &mut Report, service: Service) -> Offload {
+    let default = if service == Service::Https { Offload::Auto } else { Offload::Never };
+    let Some(item) = table.get("offload") else { return default };
+    if service != Service::Https {
+        let fault = Fault::that("has no meaning for this service", "");
+        item.error(report, fault.hint("there is no TLS to take over"));
+    }
+    item.note(report, item.choice(OFFLOADS)).unwrap_or(default)
 }
 
 fn service(table: &mut Table<'_>, report: &mut Report) -> Service {

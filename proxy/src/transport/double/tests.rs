@@ -44,7 +44,7 @@ async fn receive_all(end: &Double, room: usize, direct: bool) -> Vec<u8> {
         let mut buffer = Buffer::with_capacity(room);
         let result = if direct {
             end.readable().await.unwrap();
-            end.try_recv(&mut buffer)
+            end.try_recv(&mut buffer, usize::MAX)
         } else {
             let (result, owned) = end.recv(buffer).await;
             buffer = owned;
@@ -128,9 +128,12 @@ fn steps_are_followed_in_order() {
 
     let mut buffer = Buffer::with_capacity(8);
     right.script(Direction::Receive, [Step::AtMost(1)]);
-    assert_eq!(right.try_recv(&mut buffer).unwrap(), 1);
-    assert_eq!(right.try_recv(&mut buffer).unwrap(), 1);
-    assert_eq!(right.try_recv(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    assert_eq!(right.try_recv(&mut buffer, usize::MAX).unwrap(), 1);
+    assert_eq!(right.try_recv(&mut buffer, usize::MAX).unwrap(), 1);
+    assert_eq!(
+        right.try_recv(&mut buffer, usize::MAX).unwrap_err().kind(),
+        io::ErrorKind::WouldBlock
+    );
     assert_eq!(buffer.filled(), b"he");
 }
 
@@ -181,7 +184,7 @@ fn an_end_whose_handles_are_gone_is_closed() {
     assert!(left.try_send(b"a").is_ok());
     drop(right);
     assert_eq!(left.try_send(b"b").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
-    assert_eq!(left.try_recv(&mut Buffer::with_capacity(1)).unwrap(), 0);
+    assert_eq!(left.try_recv(&mut Buffer::with_capacity(1), usize::MAX).unwrap(), 0);
 }
 
 #[test]
