@@ -3,6 +3,7 @@
 mod check;
 mod run;
 mod tools;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -31,12 +32,18 @@ enum Command {
     /// The end-to-end tests run a real Tomcat and a headless Chromium. The last line is the summary; exit status 0
     /// means that everything passed.
     Test(check::Options),
+    /// Run the gateway and its end-to-end tests on other kernels, under software emulation.
+    ///
+    /// Debian's kernels 5.10, 6.1, 6.12 and the newest are fetched as packages into `target/vm`, without touching the
+    /// system, and booted with the tests inside, with TLS in the kernel and in user space.
+    Vm(vm::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(options) => run::run(&options),
         Command::Test(options) => check::run(&options),
+        Command::Vm(options) => vm::command(&options),
     };
     match result {
         Ok(status) => status,

@@ -1,0 +1,142 @@
+//! `cargo xtask vm`: the gateway on Debian's own kernels, under QEMU's software emulation.
+//!
+//! The end-to-end tests are built static and run inside, in each path of the record layer. Software emulation is slow but
+//! runs everywhere; what is measured in it is right or wrong, never fast or slow.
+
+mod guest;
+mod initramfs;
+mod kernel;
+mod packages;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use tlsplice_fixtures::{Error, Result};
+
+use crate::tools;
+use guest::Verdict;
+use kernel::Kernel;
+
+/// Debian packages that the lane runs on.
+const TOOLS: &[&str] = &["qemu-system-x86", "xz-utils"];
+
+/// Which kernels, and which tests.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// One kernel: 5.10, 6.1, 6.12 or newest.
+    #[arg(long, value_name = "KERNEL", default_value = "all", value_parser = ["5.10", "6.1", "6.12", "newest", "all"])]
+    kernel: String,
+
+    /// Only tests whose name contains this.
+    #[arg(long, value_name = "NAME")]
+    filter: Option<String>,
+}
+
+/// Runs the lane as the command does.
+pub(crate) fn command(options: &Options) -> Result<ExitCode> {
+    let is_good = run(&options.kernel, options.filter.as_deref())?;
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs `filter`ed tests on the kernel named so, or on all; true when everything passed.
+pub(crate) fn run(name: &str, filter: Option<&str>) -> Result<bool> {
+    tools::ensure_packages(TOOLS)?;
+    let directory = tools::target().join("vm");
+    let archive = packages::Archive::open(&directory)?;
+    let programs = build(&directory)?;
+    let mut verdicts = Vec::new();
+    for kernel in kernel::ALL.iter().filter(|kernel| name == "all" || kernel.name == name) {
+        let start = Instant::now();
+        let Some(unpacked) = kernel.fetch(&archive)? else {
+            eprintln!("    Linux {}: skipped, its package cannot be had", kernel.name);
+            continue;
+        };
+        let image = initramfs::write(&directory, &unpacked, &programs, filter)?;
+        let verdict = guest::boot(&directory, kernel, &unpacked, &image, filter.is_some())?;
+        eprintln!("    Linux {:<7} {verdict} ({:.0?})", kernel.name, start.elapsed());
+        for line in &verdict.problems {
+            eprintln!("      {line}");
+        }
+        verdicts.push(verdict);
+    }
+    if verdicts.is_empty() {
+        return Err(Error::failed("no kernel was run"));
+    }
+    Ok(verdicts.iter().all(Verdict::is_good))
+}
+
+/// A program for the guest, with its place there.
+struct Program {
+    file: PathBuf,
+    place: String,
+}
+
+/// Builds the gateway and the tests static, so that they need nothing of the guest.
+fn build(directory: &Path) -> Result<Vec<Program>> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    eprintln!("    building the gateway and its tests for the guests");
+    let mut command = tools::cargo(&[
+        "build",
+        "--quiet",
+        "--locked",
+        "--release",
+        "--target",
+        TARGET,
+        "--message-format=json",
+        "--package",
+        "tlsplice",
+        "--package",
+        "tlsplice-tests",
+        "--bins",
+        "--tests",
+    ]);
+    command
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env("CARGO_TARGET_DIR", directory.join("build"))
+        .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .stderr(std::process::Stdio::inherit());
+    let output = command.output().map_err(Error::io("cannot run cargo"))?;
+    if !output.status.success() {
+        return Err(Error::failed("the static build failed"));
+    }
+    let mut programs = Vec::new();
+    for line in output.stdout.split(|&byte| byte == b'\n') {
+        let Ok(message) = serde_json::from_slice::<serde_json::Value>(line) else { continue };
+        let (Some(file), Some(name)) =
+            (message["executable"].as_str(), message["target"]["name"].as_str())
+        else {
+            continue;
+        };
+        let is_test = message["profile"]["test"] == true;
+        let kind = message["target"]["kind"][0].as_str().unwrap_or_default();
+        let place = match (kind, is_test) {
+            ("bin", false) if name == "tlsplice" => guest::GATEWAY.to_owned(),
+            ("test", true) if guest::SUITES.contains(&name) => guest::suite(name),
+            _ => continue,
+        };
+        programs.push(Program { file: PathBuf::from(file), place });
+    }
+    if programs.len() == guest::SUITES.len() + 1 {
+        return Ok(programs);
+    }
+    let places: Vec<&str> = programs.iter().map(|program| program.place.as_str()).collect();
+    Err(Error::failed(format!("the static build gave only {}", places.join(", "))))
+}
+
+/// What is inside a kernel's packages.
+struct Unpacked {
+    image: PathBuf,
+    /// Kernel modules by name, with `_` for `-`.
+    modules: Vec<(String, PathBuf)>,
+    busybox: PathBuf,
+}
+
+impl Kernel {
+    fn fetch(&self, archive: &packages::Archive) -> Result<Option<Unpacked>> {
+        let Some(root) = archive.kernel(self)? else { return Ok(None) };
+        let (image, modules) = kernel::find(&root)?;
+        Ok(Some(Unpacked { image, modules, busybox: archive.busybox()? }))
+    }
+}
