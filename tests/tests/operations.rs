@@ -175,8 +175,10 @@ fn a_reload_brings_new_certificates_or_keeps_the_old() {
     install(&new);
     gateway.reload(&config);
     gateway.wait_for_diagnostic("reloaded");
-    tlsplice_tests::wait_for("the new certificate", || shows(&new).then_some(()));
-    assert!(!shows(&old));
+    // Each worker takes it at its own next tick.
+    tlsplice_tests::wait_for("the new certificate", || {
+        (0..5).all(|_| shows(&new) && !shows(&old)).then_some(())
+    });
     let mut before = before;
     assert_eq!(before.get("/").text(), "x", "an open connection goes on");
 }
@@ -277,9 +279,10 @@ fn the_access_log_tells_everything_but_secrets() {
     for key in ["total_ms", "connect_ms", "first_byte_ms", "bytes_in", "bytes_out", "port"] {
         assert!(line[key].is_number(), "{key}: {line}");
     }
-    for (key, value) in [("outcome", "complete"), ("tls", "user"), ("path", "copy")] {
+    for (key, value) in [("outcome", "complete"), ("path", "copy")] {
         assert_eq!(line[key], value, "{line}");
     }
+    assert!(["user", "kernel"].contains(&line["tls"].as_str().unwrap_or_default()), "{line}");
     assert!(!line.to_string().contains("5EC2E7"), "{line}");
     assert!(!gateway.diagnostics().contains("5EC2E7"));
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tlsplice_fixtures::{Error, Result, packages};
 
-use crate::tools;
+use crate::{tools, vm};
 
 /// The version of cargo-deny that is installed where there is none.
 const CARGO_DENY: &str = "0.20.2";
@@ -24,6 +24,8 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let begun = Instant::now();
     let mut checks = 0;
+    // Beside the steps below: tests, and kernels.
+    let steps_in_all = 6;
     if options.filter.is_none() {
         let steps: [(&str, &dyn Fn() -> Result<()>); 4] = [
             ("packages", &ensure_packages),
@@ -37,15 +39,24 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             ("dependencies", &deny),
         ];
         for (index, (name, step)) in steps.iter().enumerate() {
-            eprintln!("==> [{}/{}] {name}", index + 1, steps.len() + 1);
+            eprintln!("==> [{}/{steps_in_all}] {name}", index + 1);
             let start = Instant::now();
             step()?;
             eprintln!("    {name}: {:.0?}", start.elapsed());
             checks += 1;
         }
-        eprintln!("==> [{0}/{0}] tests", steps.len() + 1);
+        eprintln!("==> [{}/{steps_in_all}] tests", steps_in_all - 1);
     }
     let summary = tests(options.filter.as_deref())?;
+    let mut is_good = summary.is_success;
+    if options.filter.is_none() {
+        eprintln!("==> [{steps_in_all}/{steps_in_all}] kernels");
+        let start = Instant::now();
+        let kernels_are_good = vm::run("all", None)?;
+        is_good &= kernels_are_good;
+        checks += u32::from(kernels_are_good);
+        eprintln!("    kernels: {:.0?}", start.elapsed());
+    }
     for name in &summary.failures {
         println!("FAILED  {name}");
     }
@@ -56,7 +67,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         summary.skipped,
         begun.elapsed().as_secs_f64()
     );
-    Ok(if summary.is_success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn cargo(what: &str, arguments: &[&str]) -> Result<()> {

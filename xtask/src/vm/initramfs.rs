@@ -16,6 +16,7 @@ const CHARACTER_DEVICE: u32 = 0o020_600;
 /// Writes the archive for a kernel and returns its place.
 pub(super) fn write(
     directory: &Path,
+    name: &str,
     unpacked: &Unpacked,
     programs: &[Program],
     filter: Option<&str>,
@@ -43,7 +44,7 @@ pub(super) fn write(
     }
     let names: Vec<&str> = modules.iter().map(|(name, _)| name.as_str()).collect();
     archive.add("init", PROGRAM, guest::script(&names, filter).as_bytes());
-    let path = directory.join("initramfs.cpio");
+    let path = directory.join(format!("initramfs-{name}.cpio"));
     fs::write(&path, archive.finish())
         .map_err(Error::io(format!("cannot write {}", path.display())))?;
     Ok(path)

@@ -44,7 +44,7 @@ pub(crate) const ALL: [Kernel; 4] = [
 ];
 
 /// What TLS in the kernel needs, whichever of them exist: the layer itself and implementations of its ciphers.
-const WANTED: [&str; 10] = [
+const WANTED: [&str; 11] = [
     "tls",
     "aesni_intel",
     "ghash_clmulni_intel",
@@ -52,6 +52,7 @@ const WANTED: [&str; 10] = [
     "gcm",
     "ctr",
     "chacha20poly1305",
+    "chacha",
     "chacha_generic",
     "chacha_x86_64",
     "poly1305_x86_64",

@@ -10,12 +10,12 @@ mod packages;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
 use std::time::Instant;
 
 use tlsplice_fixtures::{Error, Result};
 
 use crate::tools;
-use guest::Verdict;
 use kernel::Kernel;
 
 /// Debian packages that the lane runs on.
@@ -45,25 +45,41 @@ pub(crate) fn run(name: &str, filter: Option<&str>) -> Result<bool> {
     let directory = tools::target().join("vm");
     let archive = packages::Archive::open(&directory)?;
     let programs = build(&directory)?;
-    let mut verdicts = Vec::new();
+    let mut guests = Vec::new();
     for kernel in kernel::ALL.iter().filter(|kernel| name == "all" || kernel.name == name) {
-        let start = Instant::now();
-        let Some(unpacked) = kernel.fetch(&archive)? else {
-            eprintln!("    Linux {}: skipped, its package cannot be had", kernel.name);
-            continue;
-        };
-        let image = initramfs::write(&directory, &unpacked, &programs, filter)?;
-        let verdict = guest::boot(&directory, kernel, &unpacked, &image, filter.is_some())?;
-        eprintln!("    Linux {:<7} {verdict} ({:.0?})", kernel.name, start.elapsed());
-        for line in &verdict.problems {
-            eprintln!("      {line}");
+        match kernel.fetch(&archive)? {
+            Some(unpacked) => guests.push((kernel, unpacked)),
+            None => eprintln!("    Linux {}: skipped, its package cannot be had", kernel.name),
         }
-        verdicts.push(verdict);
     }
-    if verdicts.is_empty() {
+    if guests.is_empty() {
         return Err(Error::failed("no kernel was run"));
     }
-    Ok(verdicts.iter().all(Verdict::is_good))
+    let run = |kernel: &Kernel, unpacked: &Unpacked| {
+        let start = Instant::now();
+        let image = initramfs::write(&directory, kernel.name, unpacked, &programs, filter)?;
+        let verdict = guest::boot(&directory, kernel, unpacked, &image, filter.is_some())?;
+        let problems: String =
+            verdict.problems.iter().map(|line| format!("\n      {line}")).collect();
+        eprintln!("    Linux {:<7} {verdict} ({:.0?}){problems}", kernel.name, start.elapsed());
+        Ok(verdict.is_good())
+    };
+    let mut is_good = true;
+    // A guest waits as much as it works: two at a time use a machine better than one, and more would time out.
+    for pair in guests.chunks(2) {
+        let results: Vec<Result<bool>> = thread::scope(|scope| {
+            let threads: Vec<_> = pair
+                .iter()
+                .map(|(kernel, unpacked)| scope.spawn(|| run(kernel, unpacked)))
+                .collect();
+            let lost = || Err(Error::failed("the thread of a guest panicked"));
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| lost())).collect()
+        });
+        for result in results {
+            is_good &= result?;
+        }
+    }
+    Ok(is_good)
 }
 
 /// A program for the guest, with its place there.
