@@ -53,8 +53,10 @@ pub enum Activity {
 /// Why we shut a socket ourselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// A deadline passed.
+    /// A deadline for receiving passed.
     Deadline,
+    /// A deadline for sending passed: the peer takes nothing.
+    Stall,
     /// The gateway is being stopped.
     Drain,
 }
@@ -103,7 +105,7 @@ impl<T: Transport> Watch<T> {
     fn sweep(&self, now: Tick) {
         if self.send_by.get() <= now {
             self.send_by.set(Tick::NEVER);
-            self.shut.set(Some(Cause::Deadline));
+            self.shut.set(Some(Cause::Stall));
             self.io.shutdown(Shutdown::Both);
         } else if self.receive_by.get() <= now {
             self.receive_by.set(Tick::NEVER);
@@ -210,6 +212,12 @@ impl<T: Transport> Timers<T> {
     /// Advances the clock and ends what is overdue. To be called every [`limits::TIMER_TICK`].
     pub fn sweep(&self) {
         self.sweep_at(Tick(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)));
+    }
+
+    /// Advances the clock by `duration`, whatever the time is.
+    #[cfg(test)]
+    pub(crate) fn advance(&self, duration: Duration) {
+        self.sweep_at(self.now().after(duration));
     }
 
     fn sweep_at(&self, now: Tick) {
