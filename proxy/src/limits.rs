@@ -34,7 +34,7 @@ pub const BUFFERS_RECORD_KEPT_MAX: usize = 256;
 /// ... and 4 MiB for bulk.
 pub const BUFFERS_BULK_KEPT_MAX: usize = 16;
 
-/// How often deadlines are looked at. A timeout is late by at most this.
+/// How often deadlines are looked at. A timeout is never early, and late by at most two of these.
 pub const TIMER_TICK: Duration = Duration::from_millis(50);
 
 /// How long a connection that was answered and closed by us is read on, so that the answer is not destroyed by a reset

@@ -141,12 +141,17 @@ impl<T: Transport> Watched<T> {
 
     /// A receive must complete within `duration` from now.
     pub fn receive_within(&self, duration: Duration) {
-        self.watch.receive_by(self.now().after(duration));
+        self.watch.receive_by(self.deadline(duration));
     }
 
     /// A send must complete within `duration` from now.
     pub fn send_within(&self, duration: Duration) {
-        self.watch.send_by(self.now().after(duration));
+        self.watch.send_by(self.deadline(duration));
+    }
+
+    /// The last tick may lie one tick back: a deadline without that would come early.
+    fn deadline(&self, duration: Duration) -> Tick {
+        self.now().after(duration).after(limits::TIMER_TICK)
     }
 }
 
@@ -214,13 +219,8 @@ impl<T: Transport> Timers<T> {
         self.sweep_at(Tick(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)));
     }
 
-    /// Advances the clock by `duration`, whatever the time is.
-    #[cfg(test)]
-    pub(crate) fn advance(&self, duration: Duration) {
-        self.sweep_at(self.now().after(duration));
-    }
-
-    fn sweep_at(&self, now: Tick) {
+    /// As [`Timers::sweep`], at a time of the caller's choice.
+    pub(crate) fn sweep_at(&self, now: Tick) {
         self.now.set(now);
         for (_, watch) in self.watches.borrow().iter() {
             watch.sweep(now);
@@ -240,4 +240,4 @@ impl<T: Transport> Timers<T> {
 }
 
 const _: () =
-    assert!(limits::TIMER_TICK.as_millis() <= 100, "a 1 s timeout must be kept within 10 %");
+    assert!(2 * limits::TIMER_TICK.as_millis() <= 100, "a 1 s timeout must be kept within 10 %");

@@ -108,7 +108,7 @@ async fn requests<N: Network>(
             client,
             door,
             config: &generation.shared.config,
-            is_draining: core.is_draining.get(),
+            is_draining: &core.is_draining,
         };
         let mut record = new_record(client, session);
         let plan = match read_head(session, &facts, &mut record).await {
@@ -310,3 +310,6 @@ fn write_record<N: Network>(generation: &Generation<N>, record: &Record) {
         log.write(record);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! From the bytes of a request head to what is done with it: no I/O, one pass, nothing borrowed afterwards.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use crate::addr::ClientAddr;
@@ -17,7 +18,7 @@ pub(super) struct Facts<'a> {
     pub client: ClientAddr,
     pub door: Door,
     pub config: &'a Config,
-    pub is_draining: bool,
+    pub is_draining: &'a Cell<bool>,
 }
 
 /// What is done with a request.
@@ -100,11 +101,11 @@ fn decide(head: &RequestHead<'_, '_>, facts: &Facts<'_>, record: &mut Record) ->
     let to_head = head.method == "HEAD";
     let refuse = |refusal: Refusal| {
         // An unread body makes it uncertain where the next request begins.
-        let close = has_body || !head.keep_alive || facts.is_draining;
+        let close = has_body || !head.keep_alive || facts.is_draining.get();
         Plan::Refuse { refusal, version: head.version, close, to_head }
     };
     if let Service::RedirectToHttps { port } = facts.door.service {
-        return redirect(head, port, facts.is_draining).unwrap_or_else(refuse);
+        return redirect(head, port, facts.is_draining.get()).unwrap_or_else(refuse);
     }
     let host = head.host().to_ascii_lowercase();
     let seen = String::from_utf8_lossy(&head.target.seen);
@@ -136,7 +137,7 @@ fn decide(head: &RequestHead<'_, '_>, facts: &Facts<'_>, record: &mut Record) ->
         head: upstream_head,
         framing: head.framing,
         version: head.version,
-        keep_alive: head.keep_alive && !facts.is_draining,
+        keep_alive: head.keep_alive && !facts.is_draining.get(),
         to_head,
         is_idempotent: head.is_idempotent(),
         websocket_key: head.websocket_key.map(ToOwned::to_owned),

@@ -150,4 +150,6 @@ fn halves(
 }
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 use rustls::{CipherSuite, ClientConnection};
 
+use super::testing::against_any_client;
 use super::*;
 use crate::handshake::testing::{
     client, client_config, received_by, run, sealed_by, sent_by, server, suites,
@@ -217,17 +218,6 @@ fn fatal_alerts_are_said_and_heard() {
             "{suite:?}"
         );
     }
-}
-
-/// The opener of a server, and a sealer with the keys of its client, which can say what rustls never would.
-fn against_any_client(suite: CipherSuite) -> (Opener, Sealer) {
-    let Pair { client, opener, sealer } = pair(suite);
-    drop(sealer);
-    let secrets = client.dangerous_extract_secrets().expect("the configuration allows it");
-    let version = if TLS13.contains(&suite) { Version::Tls13 } else { Version::Tls12 };
-    let cipher = Cipher::new(version, secrets.tx.1).expect("a known suite");
-    let schedule = Rc::clone(&opener.schedule);
-    (opener, Sealer::new(cipher, secrets.tx.0, schedule, RECORDS_PER_KEY))
 }
 
 /// One record of any type.

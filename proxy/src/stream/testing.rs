@@ -10,6 +10,7 @@ use super::{Fill, Reader, Writer};
 use crate::buffers::Buffers;
 use crate::handshake::testing;
 use crate::ktls;
+use crate::limits::TIMER_TICK;
 use crate::timers::{Activity, Timers, Watched};
 use crate::transport::Buffer;
 use crate::transport::double::Double;
@@ -27,6 +28,11 @@ pub(crate) struct Bench {
 impl Bench {
     pub(crate) fn new() -> Self {
         Self { timers: Timers::new(), buffers: Rc::new(Buffers::default()) }
+    }
+
+    /// Lets `duration` pass, and the tick by which a deadline may be late.
+    pub(crate) fn advance(&self, duration: Duration) {
+        self.timers.sweep_at(self.timers.now().after(duration).after(TIMER_TICK));
     }
 
     fn watch(&self, end: &Double) -> Rc<Watched<Double>> {

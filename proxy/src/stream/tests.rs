@@ -1,419 +1,225 @@
+mod halves;
+
 use std::future::Future;
-use std::io;
-use std::net::Shutdown;
-use std::pin::pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use proptest::prelude::*;
+use rustls::CipherSuite;
 
-use super::testing::{Bench, WRITE_TIMEOUT, noise, read_all, run, settle, write_all};
-use super::{End, Fill, StreamError};
-use crate::buffers::Class;
-use crate::handshake::testing::{received_by, sealed_by, sent_by, suites};
-use crate::transport::Transport;
-use crate::transport::double::{Direction, Mood, Step, pair};
+use super::*;
+use crate::buffers::Buffers;
+use crate::ktls::testing::against_any_client;
+use crate::limits::{BUFFER_BULK_BYTES, RECORD_PLAINTEXT_MAX};
+use crate::timers::{Activity, Timers};
+use crate::transport::Transport as _;
+use crate::transport::double::{self, Direction, Double, Mood, Step};
 
-/// Polls once and gives the future up.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+const SUITES: [Option<CipherSuite>; 3] = [
+    None,
+    Some(CipherSuite::TLS13_AES_128_GCM_SHA256),
+    Some(CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256),
+];
+
+/// A writer joined to a reader.
+struct Joined {
+    writer: Writer<Double>,
+    reader: Reader<Double>,
+    near: Double,
+    far: Double,
+    timers: Rc<Timers<Double>>,
+}
+
+fn joined(suite: Option<CipherSuite>, capacity: usize) -> Joined {
+    let (near, far) = double::pair(capacity);
+    let (timers, buffers) = (Timers::new(), Rc::new(Buffers::default()));
+    let watch = |io: &Double| Rc::new(timers.watch(io.clone(), Activity::Exchange));
+    let (near_watch, far_watch) = (watch(&near), watch(&far));
+    let share = || Rc::clone(&buffers);
+    let (writer, reader) = match suite {
+        None => (
+            Writer::plain(near_watch, near.clone(), share(), TIMEOUT),
+            Reader::plain(far_watch, far.clone(), share()),
+        ),
+        Some(suite) => {
+            let (opener, sealer) = against_any_client(suite);
+            let leftover = crate::transport::Buffer::default();
+            (
+                Writer::tls(near_watch, near.clone(), share(), TIMEOUT, sealer),
+                Reader::tls(far_watch, far.clone(), share(), opener, leftover),
+            )
+        }
+    };
+    Joined { writer, reader, near, far, timers }
+}
+
+/// Runs to the end on this thread, which only the doubles wake.
+fn run<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
+}
+
+/// One poll.
 fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
-    pin!(future).poll(&mut Context::from_waker(Waker::noop()))
+    std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// Everything until the end; at most `appetite` bytes are consumed at once.
+async fn read_all(reader: &mut Reader<Double>, appetite: usize) -> (Vec<u8>, End) {
+    let mut all = Vec::new();
+    loop {
+        let count = reader.filled().len().min(appetite);
+        if count > 0 {
+            all.extend_from_slice(&reader.filled()[..count]);
+            reader.consume(count);
+            continue;
+        }
+        match reader.fill().await.expect("no error") {
+            Fill::Data => {}
+            Fill::End(end) => return (all, end),
+        }
+    }
+}
+
+async fn write_all(writer: &mut Writer<Double>, pieces: &[Vec<u8>]) {
+    for piece in pieces {
+        writer.push_all(piece).await.expect("it is taken");
+        writer.flush().await.expect("it is sent");
+    }
+    writer.finish().await.expect("the end is sent");
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..=250).cycle().take(len).collect()
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn plain_halves_keep_every_byte(
-        seeds: (u64, u64),
-        capacity in 1_usize..6000,
-        pieces in prop::collection::vec(0_usize..9000, 1..8),
-        keep in 0_usize..3000,
+    fn no_byte_is_lost_by_short_counts_and_retries(
+        sizes in proptest::collection::vec(0_usize..50_000, 1..6),
+        capacity in prop_oneof![1_usize..100, 1000_usize..100_000],
+        seed in any::<u64>(),
+        appetite in prop_oneof![1_usize..10, Just(usize::MAX)],
+        suite in 0_usize..3,
     ) {
-        let data = noise(pieces.iter().sum());
-        let received = run(async {
-            let bench = Bench::new();
-            let (near, far) = pair(capacity);
-            near.set_mood(Mood::Rough(seeds.0));
-            far.set_mood(Mood::Rough(seeds.1));
-            let (mut reader, _w) = bench.plain(near);
-            let (_r, mut writer) = bench.plain(far);
-            let send = async {
-                let mut rest = data.as_slice();
-                for &piece in &pieces {
-                    let (now, later) = rest.split_at(piece);
-                    write_all(&mut writer, now).await;
-                    rest = later;
-                }
-                writer.finish().await.expect("it is open");
-            };
-            let receive = async {
-                let mut all = Vec::new();
-                loop {
-                    let fill = reader.fill().await.expect("input");
-                    // What is kept has to survive growth and compaction.
-                    let kept = if matches!(fill, Fill::End(_)) { 0 } else { keep };
-                    let count = reader.filled().len().saturating_sub(kept);
-                    all.extend_from_slice(&reader.filled()[..count]);
-                    reader.consume(count);
-                    if let Fill::End(end) = fill {
-                        assert_eq!(end, End::Clean);
-                        return all;
-                    }
-                }
-            };
-            tokio::join!(send, receive).1
+        // A byte at a time through one byte of room would only take long.
+        let sizes: Vec<usize> = sizes.iter().map(|size| if capacity < 1000 { size % 3000 } else { *size }).collect();
+        let pieces: Vec<Vec<u8>> = sizes.iter().map(|&size| pattern(size)).collect();
+        let Joined { mut writer, mut reader, near, far, timers: _ } = joined(SUITES[suite], capacity);
+        near.set_mood(Mood::Rough(seed));
+        far.set_mood(Mood::Rough(!seed));
+        let (received, ()) = run(async {
+            tokio::join!(read_all(&mut reader, appetite), write_all(&mut writer, &pieces))
         });
-        prop_assert_eq!(received, data);
+        prop_assert_eq!(received, (pieces.concat(), End::Clean));
+        prop_assert_eq!(reader.count(), writer.count());
     }
+}
 
-    #[test]
-    fn tls_halves_keep_every_byte(
-        seeds: (u64, u64),
-        suite in 0_usize..6,
-        capacity in 1_usize..40_000,
-        pieces in prop::collection::vec(0_usize..40_000, 1..5),
-        keep in 0_usize..3000,
-    ) {
-        let suites = suites();
-        let suite = suites[suite % suites.len()].suite();
-        let data = noise(pieces.iter().sum());
+#[test]
+fn a_wait_that_is_given_up_loses_nothing() {
+    for suite in SUITES {
+        let mut ends = joined(suite, 100_000);
+        for _ in 0..3 {
+            assert!(poll_once(ends.reader.fill()).is_pending());
+        }
+        run(write_all(&mut ends.writer, &[b"hello".to_vec()]));
+        assert_eq!(run(read_all(&mut ends.reader, usize::MAX)), (b"hello".to_vec(), End::Clean));
+    }
+}
+
+#[test]
+fn an_end_without_goodbye_is_a_truncation_under_tls() {
+    for suite in SUITES {
+        let mut ends = joined(suite, 100_000);
         run(async {
-            let bench = Bench::new();
-            let (near, far) = pair(capacity);
-            near.set_mood(Mood::Rough(seeds.0));
-            far.set_mood(Mood::Rough(seeds.1));
-            let (mut reader, mut writer, mut client) = bench.tls(near, Some(suite), b"early");
-            let (mut raw_reader, mut raw_writer) = bench.plain(far);
-            let mut wire = Vec::new();
-            let mut rest = data.as_slice();
-            for &piece in &pieces {
-                let (now, later) = rest.split_at(piece);
-                wire.extend(sealed_by(&mut client, now));
-                rest = later;
-            }
-            client.send_close_notify();
-            wire.extend(sent_by(&mut client));
-            let send = async {
-                write_all(&mut raw_writer, &wire).await;
-                raw_writer.finish().await.expect("it is open");
-            };
-            let echo = async {
-                loop {
-                    let fill = reader.fill().await.expect("input");
-                    let kept = if matches!(fill, Fill::End(_)) { 0 } else { keep };
-                    let count = reader.filled().len().saturating_sub(kept);
-                    let some = reader.filled()[..count].to_vec();
-                    reader.consume(count);
-                    write_all(&mut writer, &some).await;
-                    if let Fill::End(end) = fill {
-                        assert_eq!(end, End::Clean);
-                        return writer.finish().await.expect("it is open");
-                    }
-                }
-            };
-            let receive = read_all(&mut raw_reader);
-            let (_, _, answer) = tokio::join!(send, echo, receive);
-            let mut expected = b"early".to_vec();
-            expected.extend_from_slice(&data);
-            let plain = received_by(&mut client, &answer).expect("authentic");
-            assert_eq!(plain.len(), expected.len());
-            assert!(plain == expected, "the bytes differ");
+            ends.writer.push_all(b"half").await.expect("it is taken");
+            ends.writer.flush().await.expect("it is sent");
         });
+        ends.near.shutdown(std::net::Shutdown::Write);
+        let end = if suite.is_some() { End::Truncated } else { End::Clean };
+        assert_eq!(run(read_all(&mut ends.reader, usize::MAX)), (b"half".to_vec(), end));
+        assert_eq!(ends.reader.end(), Some(end));
     }
 }
 
 #[test]
-fn a_wait_that_was_given_up_loses_nothing() {
-    run(async {
-        let bench = Bench::new();
-        let (near, far) = pair(1 << 20);
-        let (mut reader, _w) = bench.plain(near);
-        let (_r, mut writer) = bench.plain(far);
-        let data = noise(5000);
-        let mut received = Vec::new();
-        for piece in data.chunks(7) {
-            assert!(poll_once(reader.fill()).is_pending());
-            write_all(&mut writer, piece).await;
-            assert!(matches!(reader.fill().await, Ok(Fill::Data)));
-            received.extend_from_slice(reader.filled());
-            reader.consume(reader.filled().len());
+fn what_is_pushed_leaves_at_the_flush_in_one_send() {
+    for suite in SUITES {
+        let mut ends = joined(suite, 10_000_000);
+        for part in [&b"head"[..], b"chunk head", b"data", b"\r\n"] {
+            assert_eq!(ends.writer.push(part), part.len());
         }
-        assert_eq!(received, data);
-        assert_eq!(reader.count(), 5000);
-    });
+        assert_eq!(ends.near.calls(Direction::Send), 0);
+        run(ends.writer.flush()).expect("it is sent");
+        assert_eq!(ends.near.calls(Direction::Send), 1);
+        // Bulk leaves in as few sends as its largest buffer allows.
+        let bulk = pattern(4 * RECORD_PLAINTEXT_MAX);
+        assert_eq!(ends.writer.push(&bulk), bulk.len());
+        run(ends.writer.flush()).expect("it is sent");
+        assert_eq!(ends.near.calls(Direction::Send), 2);
+    }
 }
 
 #[test]
-fn buffers_grow_while_they_are_filled_and_shrink_afterwards() {
-    run(async {
-        let bench = Bench::new();
-        let (near, far) = pair(1 << 20);
-        let (mut reader, _w) = bench.plain(near);
-        let (_r, mut writer) = bench.plain(far);
-        write_all(&mut writer, &noise(1 << 20)).await;
-        let mut sizes = Vec::new();
-        while sizes.iter().sum::<usize>() < 1 << 20 {
-            assert!(matches!(reader.fill().await, Ok(Fill::Data)));
-            sizes.push(reader.filled().len());
-            reader.consume(reader.filled().len());
-        }
-        assert!(sizes[0] > Class::Small.bytes(), "a full buffer is not the end: {sizes:?}");
-        assert_eq!(sizes.iter().max(), Some(&Class::Bulk.bytes()), "{sizes:?}");
-        for _ in 0..12 {
-            write_all(&mut writer, b"nop").await;
-            assert!(matches!(reader.fill().await, Ok(Fill::Data)));
-            reader.consume(3);
-        }
-        // A receive in flight pins the smallest buffer only: the large ones are on their shelf.
-        assert!(poll_once(reader.fill()).is_pending());
-        write_all(&mut writer, &noise(Class::Bulk.bytes())).await;
-        assert!(matches!(reader.fill().await, Ok(Fill::Data)));
-        assert!(reader.filled().len() <= Class::Record.bytes());
-    });
-}
-
-#[test]
-fn more_than_the_largest_buffer_is_refused_and_not_waited_for() {
-    run(async {
-        let bench = Bench::new();
-        let (near, far) = pair(1 << 20);
-        let (mut reader, _w) = bench.plain(near);
-        let (_r, mut writer) = bench.plain(far);
-        write_all(&mut writer, &noise(400_000)).await;
+fn more_than_the_largest_buffer_holds_is_an_error_and_not_a_hang() {
+    let mut ends = joined(None, 10 * BUFFER_BULK_BYTES);
+    let bulk = pattern(2 * BUFFER_BULK_BYTES);
+    let mut sent = 0;
+    while sent < bulk.len() {
+        sent += ends.near.try_send(&bulk[sent..]).expect("there is room");
+    }
+    let outcome = run(async {
         loop {
-            match reader.fill().await {
-                Ok(Fill::Data) => assert!(reader.filled().len() <= Class::Bulk.bytes()),
-                Err(StreamError::Overflow) => return,
-                other => panic!("{other:?}"),
+            // Nothing is consumed: a head without end.
+            match ends.reader.fill().await {
+                Ok(_) => {}
+                Err(error) => return error,
             }
         }
     });
+    assert!(matches!(outcome, StreamError::Overflow), "{outcome}");
 }
 
 #[test]
-fn an_end_without_close_notify_is_a_truncation() {
-    for says_goodbye in [false, true] {
-        run(async {
-            let bench = Bench::new();
-            let (near, far) = pair(1 << 16);
-            let (mut reader, _w, mut client) = bench.tls(near, None, b"");
-            let (_r, mut raw) = bench.plain(far);
-            let mut wire = sealed_by(&mut client, b"the last words");
-            if says_goodbye {
-                client.send_close_notify();
-                wire.extend(sent_by(&mut client));
-            }
-            write_all(&mut raw, &wire).await;
-            raw.finish().await.unwrap();
-            assert!(matches!(reader.fill().await, Ok(Fill::Data)));
-            assert_eq!(reader.filled(), b"the last words");
-            reader.consume(14);
-            let expected = if says_goodbye { End::Clean } else { End::Truncated };
-            // The end stays the end, however often it is asked for.
-            for _ in 0..2 {
-                assert!(matches!(reader.fill().await, Ok(Fill::End(end)) if end == expected));
-            }
-            assert_eq!(reader.end(), Some(expected));
-        });
-    }
+fn deadlines_end_waits_and_are_told_from_the_peers_end() {
+    let mut ends = joined(None, 100);
+    ends.reader.watch().receive_within(Duration::ZERO);
+    assert!(poll_once(ends.reader.fill()).is_pending());
+    ends.timers.sweep_at(ends.timers.now().after(TIMEOUT));
+    assert!(matches!(run(ends.reader.fill()), Err(StreamError::Expired)));
+
+    let mut ends = joined(None, 100);
+    ends.timers.close(&[Activity::Exchange]);
+    assert!(matches!(run(ends.reader.fill()), Err(StreamError::Drained)));
 }
 
 #[test]
-fn a_record_that_was_cut_is_a_truncation_and_shows_no_plaintext() {
-    run(async {
-        let bench = Bench::new();
-        let (near, far) = pair(1 << 16);
-        let (mut reader, _w, mut client) = bench.tls(near, None, b"");
-        let (_r, mut raw) = bench.plain(far);
-        let wire = sealed_by(&mut client, b"half a record");
-        write_all(&mut raw, &wire[..wire.len() - 1]).await;
-        raw.finish().await.unwrap();
-        assert!(matches!(reader.fill().await, Ok(Fill::End(End::Truncated))));
-        assert!(reader.filled().is_empty());
+fn a_peer_that_takes_nothing_is_given_up() {
+    let mut ends = joined(None, 10);
+    let mut flush = std::pin::pin!(async {
+        ends.writer.push_all(&[0; 100]).await?;
+        ends.writer.flush().await
     });
+    assert!(flush.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    ends.timers.sweep_at(ends.timers.now().after(2 * TIMEOUT));
+    assert!(matches!(run(flush), Err(StreamError::Stalled)));
+    assert!(ends.near.is_shut(Direction::Send));
 }
 
 #[test]
-fn an_overdue_receive_expires_and_sending_stays_possible() {
-    run(async {
-        let bench = Bench::new();
-        let (near, far) = pair(1 << 16);
-        let (mut reader, mut writer) = bench.plain(near);
-        reader.watch().receive_within(Duration::from_secs(5));
-        assert!(poll_once(reader.fill()).is_pending());
-        bench.timers.advance(Duration::from_secs(4));
-        assert!(poll_once(reader.fill()).is_pending());
-        bench.timers.advance(Duration::from_secs(1));
-        assert!(matches!(reader.fill().await, Err(StreamError::Expired)));
-        write_all(&mut writer, b"408").await;
-        writer.finish().await.unwrap();
-        assert_eq!(read_all(&mut bench.plain(far).0).await, b"408");
-    });
-}
-
-#[test]
-fn a_peer_that_takes_nothing_is_a_stall_for_both_halves() {
-    run(async {
-        let bench = Bench::new();
-        let (near, _far) = pair(4);
-        let (mut reader, mut writer) = bench.plain(near);
-        let sending = tokio::task::spawn_local(async move {
-            writer.push_all(b"does not fit").await.unwrap();
-            (writer.flush().await, writer.flush().await)
-        });
-        settle().await;
-        bench.timers.advance(WRITE_TIMEOUT);
-        let (first, second) = sending.await.unwrap();
-        assert!(matches!(first, Err(StreamError::Stalled)), "{first:?}");
-        assert!(matches!(second, Err(StreamError::Broken)), "{second:?}");
-        assert!(matches!(reader.fill().await, Err(StreamError::Stalled)));
-    });
-}
-
-#[test]
-fn progress_however_slow_is_no_stall() {
-    run(async {
-        let bench = Bench::new();
-        let (near, far) = pair(1);
-        let (_r, mut writer) = bench.plain(near);
-        let (mut reader, _w) = bench.plain(far);
-        let sending = tokio::task::spawn_local(async move {
-            write_all(&mut writer, b"slowly").await;
-            writer.finish().await
-        });
-        let mut received = Vec::new();
-        while received.len() < 6 {
-            settle().await;
-            bench.timers.advance(WRITE_TIMEOUT / 2);
-            assert!(matches!(reader.fill().await, Ok(Fill::Data)));
-            received.extend_from_slice(reader.filled());
-            reader.consume(reader.filled().len());
-        }
-        sending.await.unwrap().unwrap();
-        assert_eq!(received, b"slowly");
-    });
-}
-
-#[test]
-fn a_drain_is_told_from_an_end() {
-    run(async {
-        let bench = Bench::new();
-        let (near, _far) = pair(16);
-        let (mut reader, _w) = bench.plain(near);
-        bench.timers.close(&[crate::timers::Activity::Idle]);
-        assert!(poll_once(reader.fill()).is_pending());
-        bench.timers.close(&[crate::timers::Activity::Exchange]);
-        assert!(matches!(reader.fill().await, Err(StreamError::Drained)));
-    });
-}
-
-#[test]
-fn nothing_follows_a_send_that_was_cut_off() {
-    run(async {
-        let bench = Bench::new();
-        let (near, far) = pair(20);
-        let (_r, mut writer, _client) = bench.tls(near.clone(), None, b"");
-        assert_eq!(writer.push(b"first"), 5);
-        assert!(poll_once(writer.flush()).is_pending());
-        assert!(!writer.is_open());
-        let (mut reader, _w) = bench.plain(far);
-        assert!(matches!(reader.fill().await, Ok(Fill::Data)));
-        writer.push(b"second");
-        assert!(matches!(writer.flush().await, Err(StreamError::Broken)));
-        assert!(matches!(writer.finish().await, Err(StreamError::Broken)));
-        assert!(matches!(writer.fail(80).await, Err(StreamError::Broken)));
-        assert_eq!(near.sent().len(), 20);
-        assert_eq!(writer.wire_count(), 20);
-    });
-}
-
-#[test]
-fn a_reset_is_reported_once_and_ends_the_half() {
-    run(async {
-        let bench = Bench::new();
-        let (near, _far) = pair(1 << 16);
-        near.script(Direction::Send, [Step::AtMost(2), Step::Fail(io::ErrorKind::ConnectionReset)]);
-        near.script(Direction::Receive, [Step::Fail(io::ErrorKind::ConnectionReset)]);
-        let (mut reader, mut writer) = bench.plain(near);
-        writer.push(b"abcdef");
-        let reset = |error: &StreamError| {
-            matches!(error, StreamError::Io(error)
-                if error.kind() == io::ErrorKind::ConnectionReset)
-        };
-        assert!(writer.flush().await.is_err_and(|error| reset(&error)));
-        assert_eq!(writer.wire_count(), 2);
-        assert!(matches!(writer.flush().await, Err(StreamError::Broken)));
-        assert!(reader.fill().await.is_err_and(|error| reset(&error)));
-    });
-}
-
-#[test]
-fn a_flush_is_one_send_and_an_empty_one_is_none() {
-    run(async {
-        let bench = Bench::new();
-        let (near, _far) = pair(1 << 20);
-        let (_r, mut writer, mut client) = bench.tls(near.clone(), None, b"");
-        writer.flush().await.unwrap();
-        assert_eq!(near.calls(Direction::Send), 0);
-        let data = noise(100_000);
-        for piece in data.chunks(999) {
-            assert_eq!(writer.push(piece), piece.len());
-        }
-        writer.flush().await.unwrap();
-        assert_eq!(near.calls(Direction::Send), 1);
-        assert!(received_by(&mut client, &near.sent()).unwrap() == data);
-        assert_eq!(writer.count(), 100_000);
-    });
-}
-
-#[test]
-fn finishing_says_goodbye_and_closes_one_direction_only() {
-    run(async {
-        let bench = Bench::new();
-        let (near, far) = pair(1 << 16);
-        let (mut reader, mut writer, mut client) = bench.tls(near.clone(), None, b"");
-        writer.push(b"bye");
-        writer.finish().await.unwrap();
-        assert!(near.is_shut(Direction::Send) && !near.is_shut(Direction::Receive));
-        assert_eq!(received_by(&mut client, &near.sent()).unwrap(), b"bye");
-        let state = client.process_new_packets().unwrap();
-        assert!(state.peer_has_closed());
-        assert!(matches!(writer.flush().await, Err(StreamError::Broken)));
-        let (_r, mut raw) = bench.plain(far);
-        write_all(&mut raw, &sealed_by(&mut client, b"still here")).await;
-        assert!(matches!(reader.fill().await, Ok(Fill::Data)));
-        assert_eq!(reader.filled(), b"still here");
-    });
-}
-
-#[test]
-fn quiet_means_alive_and_silent() {
-    run(async {
-        let bench = Bench::new();
-        let (near, far) = pair(1 << 16);
-        let (mut reader, _w) = bench.plain(near);
-        assert!(reader.is_quiet());
-        assert!(reader.is_quiet());
-        let (_r, mut writer) = bench.plain(far.clone());
-        write_all(&mut writer, b"?").await;
-        assert!(!reader.is_quiet(), "bytes nobody asked for");
-        reader.consume(1);
-        assert!(reader.is_quiet());
-        far.shutdown(Shutdown::Write);
-        assert!(!reader.is_quiet(), "closed");
-    });
-}
-
-#[test]
-fn dropping_the_halves_ends_the_socket_and_its_deadlines() {
-    run(async {
-        let bench = Bench::new();
-        let (near, far) = pair(16);
-        let (mut reader, writer) = bench.plain(near);
-        assert!(poll_once(reader.fill()).is_pending());
-        assert_eq!(bench.timers.len(), 1);
-        drop((reader, writer));
-        assert!(bench.timers.is_empty());
-        assert!(matches!(bench.plain(far).0.fill().await, Ok(Fill::End(End::Clean))));
-    });
+fn after_a_failed_send_nothing_follows() {
+    let mut ends = joined(SUITES[1], 100_000);
+    ends.near
+        .script(Direction::Send, [Step::AtMost(3), Step::Fail(io::ErrorKind::ConnectionReset)]);
+    ends.writer.push(b"data");
+    assert!(matches!(run(ends.writer.flush()), Err(StreamError::Io(_))));
+    ends.writer.push(b"more");
+    assert!(matches!(run(ends.writer.flush()), Err(StreamError::Broken)));
+    assert!(matches!(run(ends.writer.finish()), Err(StreamError::Broken)));
+    assert_eq!(ends.near.sent().len(), 3);
 }

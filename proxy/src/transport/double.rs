@@ -192,6 +192,12 @@ impl Double {
         self.own().sent.borrow().clone()
     }
 
+    /// Whether the peer has received everything that this end sent.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.0.peer().inbox.borrow().is_empty()
+    }
+
     /// Whether this end has shut a direction down.
     #[must_use]
     pub fn is_shut(&self, direction: Direction) -> bool {

@@ -54,6 +54,11 @@ impl Memory {
     }
 }
 
+/// A configuration that names no files, for tests elsewhere.
+pub(crate) fn alone(text: &str) -> super::Config {
+    Memory::default().parse(text).map(|loaded| loaded.config).expect("a good configuration")
+}
+
 impl FileSource for Memory {
     fn read(&mut self, path: &Path) -> io::Result<FileContents> {
         let (bytes, mode) = self.files.get(path).ok_or(io::ErrorKind::NotFound)?;
