@@ -222,6 +222,22 @@ impl Gateway {
         self.process.wait(PATIENCE).expect("it ends")
     }
 
+    /// Names of its threads, each with the list of processors it may run on.
+    ///
+    /// # Panics
+    /// When the kernel does not tell.
+    #[must_use]
+    pub fn threads(&self) -> Vec<(String, String)> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.process.id())).expect("its threads");
+        let describe = |path: PathBuf| {
+            let name = fs::read_to_string(path.join("comm")).ok()?;
+            let status = fs::read_to_string(path.join("status")).ok()?;
+            let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+            Some((name.trim().to_owned(), list.trim().to_owned()))
+        };
+        tasks.filter_map(|task| describe(task.ok()?.path())).collect()
+    }
+
     /// Whether it still runs.
     ///
     /// # Panics

@@ -7,8 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use tlsplice_fixtures::certificate::Certificate;
 use tlsplice_fixtures::demo::Demo;
-use tlsplice_tests::client::{Client, tls_config};
+use tlsplice_tests::client::{Client, tls_config, tls_config_trusting};
 use tlsplice_tests::gateway::{Config, Gateway, tlsplice};
 use tlsplice_tests::origin::Origin;
 use tlsplice_tests::websocket::{exchange, open};
@@ -132,6 +133,64 @@ fn a_reload_leaves_tunnels_alone() {
     gateway.wait_for_diagnostic("reloaded");
     let message = Message::text("still here");
     assert_eq!(exchange(&mut socket, vec![message.clone()], 1), [message]);
+}
+
+#[test]
+fn a_reload_brings_new_certificates_or_keeps_the_old() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let make = |name: &str| {
+        Certificate::ensure(&directory.path().join(name), &["site.example.net"])
+            .expect("it is made")
+    };
+    let (old, new) = (make("old"), make("new"));
+    let (chain, key) = (directory.path().join("site.pem"), directory.path().join("site.key"));
+    let install = |certificate: &Certificate| {
+        fs::copy(&certificate.chain, &chain).expect("it is copied");
+        fs::copy(&certificate.key, &key).expect("it is copied");
+    };
+    install(&old);
+    let origin = saying("x");
+    let config = Config::to(origin.address()).with(&format!(
+        "[[tls.site]]\ncertificate = {chain:?}\nkey = {key:?}\nnames = \"site.example.net\"\n"
+    ));
+    let mut gateway = Gateway::start(&config);
+    let address = gateway.https;
+    let shows = |certificate: &Certificate| {
+        let config = Arc::new(tls_config_trusting(&certificate.authority));
+        let mut client = Client::with(address, &config, "site.example.net");
+        client
+            .try_send("GET / HTTP/1.1\r\nHost: site.example.net\r\n\r\n")
+            .and_then(|()| client.try_response())
+            .is_ok()
+    };
+    assert!(shows(&old) && !shows(&new));
+    let before = Client::tls(address);
+
+    // The key of another certificate: nothing of it is taken.
+    fs::copy(&new.key, &key).expect("it is copied");
+    gateway.reload(&config);
+    gateway.wait_for_diagnostic("reload refused");
+    assert!(shows(&old) && !shows(&new));
+
+    install(&new);
+    gateway.reload(&config);
+    gateway.wait_for_diagnostic("reloaded");
+    tlsplice_tests::wait_for("the new certificate", || shows(&new).then_some(()));
+    assert!(!shows(&old));
+    let mut before = before;
+    assert_eq!(before.get("/").text(), "x", "an open connection goes on");
+}
+
+#[test]
+fn each_worker_has_a_core_of_its_own() {
+    let origin = saying("x");
+    let gateway = Gateway::start(&Config::to(origin.address()));
+    let workers: Vec<_> =
+        gateway.threads().into_iter().filter(|(name, _)| name.starts_with("worker-")).collect();
+    assert_eq!(workers.len(), 2, "{workers:?}");
+    assert!(workers.iter().all(|(_, list)| list.parse::<u32>().is_ok()), "{workers:?}");
+    let cores = thread::available_parallelism().expect("a number of cores").get();
+    assert!(cores < 2 || workers[0].1 != workers[1].1, "{workers:?}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use tlsplice_tests::client::Client;
 use tlsplice_tests::gateway::{Config, Gateway};
@@ -213,7 +214,23 @@ fn a_response_cut_off_is_cut_off_for_the_client_too() {
 }
 
 #[test]
-fn slow_heads_and_slow_bodies_get_408() {
+fn a_body_that_comes_too_slowly_gets_408() {
+    let begun = Instant::now();
+    let silent = Origin::start(|connection| {
+        connection.request()?;
+        connection.wait_for_close();
+        Ok(())
+    });
+    let gateway = Gateway::start(&Config::to(silent.address()));
+    let mut client = Client::tls(gateway.https);
+    client.send("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nslow");
+    assert_eq!(client.response().status, 408);
+    client.expect_close();
+    assert!(begun.elapsed() >= Duration::from_secs(10), "there is a grace");
+}
+
+#[test]
+fn a_head_that_comes_too_slowly_gets_408() {
     let origin = Origin::mirror();
     let config = Config::to(origin.address()).with_limits("head_timeout = \"300ms\"");
     let gateway = Gateway::start(&config);
