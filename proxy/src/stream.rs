@@ -29,9 +29,12 @@ pub enum StreamError {
     /// The peer broke the TLS record protocol.
     #[error("{0}")]
     Record(#[from] RecordError),
-    /// The deadline passed.
+    /// The deadline for receiving passed.
     #[error("timed out")]
     Expired,
+    /// The peer took no byte for too long.
+    #[error("the peer takes nothing")]
+    Stalled,
     /// The gateway is being stopped.
     #[error("the gateway is being stopped")]
     Drained,
@@ -47,6 +50,7 @@ impl From<Cause> for StreamError {
     fn from(cause: Cause) -> Self {
         match cause {
             Cause::Deadline => Self::Expired,
+            Cause::Stall => Self::Stalled,
             Cause::Drain => Self::Drained,
         }
     }
@@ -55,5 +59,7 @@ impl From<Cause> for StreamError {
 /// Bytes that crossed one half as plaintext.
 pub type Count = u64;
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

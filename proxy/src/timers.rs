@@ -53,8 +53,10 @@ pub enum Activity {
 /// Why we shut a socket ourselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// A deadline passed.
+    /// A deadline for receiving passed.
     Deadline,
+    /// A deadline for sending passed: the peer takes nothing.
+    Stall,
     /// The gateway is being stopped.
     Drain,
 }
@@ -103,7 +105,7 @@ impl<T: Transport> Watch<T> {
     fn sweep(&self, now: Tick) {
         if self.send_by.get() <= now {
             self.send_by.set(Tick::NEVER);
-            self.shut.set(Some(Cause::Deadline));
+            self.shut.set(Some(Cause::Stall));
             self.io.shutdown(Shutdown::Both);
         } else if self.receive_by.get() <= now {
             self.receive_by.set(Tick::NEVER);

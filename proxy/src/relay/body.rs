@@ -116,6 +116,8 @@ pub enum Pace {
 #[derive(Clone, Copy, Debug)]
 struct Pacer {
     pace: Pace,
+    /// What the reader had consumed when this body began: bytes of earlier requests on the connection earn it nothing.
+    base: u64,
     received: u64,
     waited: Duration,
 }
@@ -132,9 +134,10 @@ impl Pacer {
         }
     }
 
-    fn on_read(&mut self, waited: Duration, received: u64) {
+    /// After a wait; `consumed` counts from the beginning of the connection.
+    fn on_read(&mut self, waited: Duration, consumed: u64) {
         self.waited += waited;
-        self.received = received;
+        self.received = consumed.saturating_sub(self.base);
     }
 }
 
@@ -153,7 +156,7 @@ pub async fn pump<T: Transport, U: Transport>(
 ) -> Result<u64, RelayError> {
     let to_error = |error| RelayError::Stream(Side::To, error);
     let mut moved = 0;
-    let mut pacer = Pacer { pace, received: 0, waited: Duration::ZERO };
+    let mut pacer = Pacer { pace, base: from.count(), received: 0, waited: Duration::ZERO };
     loop {
         let step = source.take(from.filled_mut()).map_err(BodyError::from)?;
         moved += step.data_len as u64;
@@ -232,7 +235,7 @@ mod tests {
     #[test]
     fn a_rate_allows_a_grace_and_what_was_earned() {
         let pace = Pace::Rate { bytes_per_second: 100 };
-        let mut pacer = Pacer { pace, received: 0, waited: Duration::ZERO };
+        let mut pacer = Pacer { pace, base: 0, received: 0, waited: Duration::ZERO };
         assert_eq!(pacer.allowance(), BODY_RATE_GRACE);
         pacer.on_read(Duration::from_secs(9), 0);
         assert_eq!(pacer.allowance(), BODY_RATE_GRACE - Duration::from_secs(9));

@@ -41,3 +41,6 @@ impl RelayError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,3 +1,5 @@
+mod halves;
+
 use std::future::Future;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -205,7 +207,7 @@ fn a_peer_that_takes_nothing_is_given_up() {
     });
     assert!(flush.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     ends.timers.sweep_at(ends.timers.now().after(2 * TIMEOUT));
-    assert!(matches!(run(flush), Err(StreamError::Expired)));
+    assert!(matches!(run(flush), Err(StreamError::Stalled)));
     assert!(ends.near.is_shut(Direction::Send));
 }
 

@@ -153,7 +153,7 @@ impl<T: Transport> Writer<T> {
     /// Sends everything staged.
     ///
     /// # Errors
-    /// The socket's error, [`StreamError::Expired`] when the peer takes nothing for too long, or
+    /// The socket's error, [`StreamError::Stalled`] when the peer takes nothing for too long, or
     /// [`StreamError::Broken`] after an earlier failure.
     pub async fn flush(&mut self) -> Result<(), StreamError> {
         if self.state != State::Open {
@@ -290,7 +290,7 @@ impl<T: Transport> Writer<T> {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if let Err(error) = self.io.writable().await {
-                        break Err(error.into());
+                        break Err(self.watch.shut().map_or(error.into(), StreamError::from));
                     }
                 }
                 Err(error) if is_retry(&error) => {}
