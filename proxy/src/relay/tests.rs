@@ -44,7 +44,7 @@ fn put(end: &Double, bytes: &[u8]) {
 /// What has come so far.
 fn got(end: &Double) -> Vec<u8> {
     let mut buffer = crate::transport::Buffer::with_capacity(1 << 20);
-    match end.try_recv(&mut buffer) {
+    match end.try_recv(&mut buffer, usize::MAX) {
         Ok(_) => buffer.filled().to_vec(),
         Err(_) => Vec::new(),
     }
@@ -449,7 +449,7 @@ fn a_client_that_vanishes_without_goodbye_is_no_clean_end() {
 }
 
 fn upstream_saw_end(end: &Double) -> bool {
-    matches!(end.try_recv(&mut crate::transport::Buffer::with_capacity(1)), Ok(0))
+    matches!(end.try_recv(&mut crate::transport::Buffer::with_capacity(1), usize::MAX), Ok(0))
 }
 
 #[test]
