@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 
 use crate::limits;
+use crate::pipes::Pipes;
 use crate::transport::Buffer;
 
 /// Size of a buffer.
@@ -68,6 +69,7 @@ pub struct Buffers {
     small: RefCell<Vec<Buffer>>,
     record: RefCell<Vec<Buffer>>,
     bulk: RefCell<Vec<Buffer>>,
+    pipes: Pipes,
 }
 
 impl Buffers {
@@ -76,6 +78,12 @@ impl Buffers {
     pub fn take(&self, class: Class) -> Buffer {
         let (free, _) = self.shelf(class);
         free.borrow_mut().pop().unwrap_or_else(|| Buffer::with_capacity(class.bytes()))
+    }
+
+    /// The pipes, which are buffers of the kernel.
+    #[must_use]
+    pub fn pipes(&self) -> &Pipes {
+        &self.pipes
     }
 
     /// Takes a buffer back. One of a foreign size, such as the empty default, is freed.

@@ -35,6 +35,9 @@ pub mod transport;
 /// Buffers of one worker.
 pub mod buffers;
 
+/// Pipes of one worker.
+pub mod pipes;
+
 /// One connection from accept to its end; the only place that knows the order of the stages.
 pub mod connection;
 

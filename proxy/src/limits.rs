@@ -34,6 +34,18 @@ pub const BUFFERS_RECORD_KEPT_MAX: usize = 256;
 /// ... and 4 MiB for bulk.
 pub const BUFFERS_BULK_KEPT_MAX: usize = 16;
 
+/// Capacity of a pipe for splicing, in bytes. Half of it costs a third more per byte, twice of it gains nothing.
+pub const PIPE_BYTES: usize = 256 * 1024;
+
+/// Pipes that a worker uses at a time; transfers beyond are copied. Each has two descriptors.
+pub const PIPES_MAX: usize = 64;
+
+/// Free pipes that a worker keeps.
+pub const PIPES_KEPT_MAX: usize = 16;
+
+/// What must be left of a body for splicing to be worth its set-up, in bytes.
+pub const SPLICE_BYTES_MIN: u64 = 64 * 1024;
+
 /// How often deadlines are looked at. A timeout is never early, and late by at most two of these.
 pub const TIMER_TICK: Duration = Duration::from_millis(50);
 

@@ -9,7 +9,7 @@ pub mod tls;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use socket2::SockRef;
 
@@ -39,6 +39,62 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
         // reads it. The descriptor is borrowed, hence open.
         unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) }
     })
+}
+
+/// Whether a receive would find something: `Some` with whether that is a byte rather than the end.
+///
+/// # Errors
+/// The error of `recv(2)`, of which `WouldBlock` says that nothing is there; `EINTR` is retried.
+pub fn peek(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut byte = 0_u8;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
+    let count = retried(|| {
+        // SAFETY: the pointer is to one live, writable byte, and the length says so. The descriptor is borrowed.
+        unsafe { libc::recv(socket.as_raw_fd(), (&raw mut byte).cast(), 1, flags) }
+    })?;
+    Ok(count > 0)
+}
+
+/// Moves at most `count` bytes between a pipe and a socket, without waiting for the pipe. It waits for the socket where
+/// that is not `O_NONBLOCK` and has nothing (or no room).
+///
+/// # Errors
+/// The error of `splice(2)`.
+pub fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, count: usize) -> io::Result<usize> {
+    let flags = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK;
+    let null = std::ptr::null_mut();
+    // SAFETY: both descriptors are borrowed, hence open; no offsets are named.
+    let moved = unsafe { libc::splice(from.as_raw_fd(), null, to.as_raw_fd(), null, count, flags) };
+    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+}
+
+/// A pipe of [`PIPE_BYTES`](crate::limits::PIPE_BYTES), or of what the system allows: its reading and its writing end,
+/// neither of which waits, and its capacity.
+///
+/// # Errors
+/// The error of `pipe2(2)`.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd, usize)> {
+    let mut ends = [0; 2];
+    // SAFETY: the pointer is to two live, writable integers.
+    let made = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) };
+    if made != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so this is an open descriptor that nobody else owns.
+    let read = unsafe { OwnedFd::from_raw_fd(ends[0]) };
+    // SAFETY: as above.
+    let write = unsafe { OwnedFd::from_raw_fd(ends[1]) };
+    let wanted = libc::c_int::try_from(crate::limits::PIPE_BYTES).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the descriptor is open; the call names no memory. Beyond the user's share of pages it fails, and the pipe
+    // keeps the size it has.
+    let set = unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, wanted) };
+    let got = match set {
+        // SAFETY: as above.
+        ..0 => unsafe { libc::fcntl(write.as_raw_fd(), libc::F_GETPIPE_SZ) },
+        _ => set,
+    };
+    let capacity = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+    Ok((read, write, capacity))
 }
 
 /// Shuts one or both directions of a socket, or makes a listener stop. Operations that wait on them complete.

@@ -14,6 +14,8 @@ pub mod double;
 use std::future::Future;
 use std::io;
 
+use crate::pipes::Pipe;
+
 /// A heap buffer with one filled region; what operations own while they are in flight.
 ///
 /// Invariant: `start <= end <= capacity`. Bytes in `start..end` are filled, `end..capacity` is free for a receive.
@@ -163,8 +165,33 @@ pub trait Transport: Clone + 'static {
     /// Shuts one or both directions; operations in flight on them then complete. Never waits.
     fn shutdown(&self, how: std::net::Shutdown);
 
+    /// How bytes move between this socket and a pipe; None where they cannot.
+    fn splicer(&self) -> Option<&dyn Splicer>;
+
     /// The record layer that the kernel has for this socket; None where there can be none.
     fn kernel_tls(&self) -> Option<&dyn KernelTls>;
+}
+
+/// A socket whose bytes can move inside the kernel.
+pub trait Splicer {
+    /// Moves at most `count` bytes from this socket, which carries no TLS, into an empty pipe. Never waits.
+    ///
+    /// # Errors
+    /// The error of `splice(2)`, of which `WouldBlock` says that nothing is there.
+    fn fill(&self, pipe: &Pipe, count: usize) -> io::Result<usize>;
+
+    /// Moves at most `count` bytes from a pipe to this socket. Waits, unless [`Splicer::set_patient`] said otherwise.
+    ///
+    /// # Errors
+    /// The error of `splice(2)`, of which `WouldBlock` says that there is no room.
+    fn drain(&self, pipe: &Pipe, count: usize) -> io::Result<usize>;
+
+    /// Says whether calls on this socket wait, as operations on a ring need it, or do not, as [`Splicer::drain`] needs it.
+    /// A receive that is begun while they do not waits until they do again.
+    ///
+    /// # Errors
+    /// The error of `fcntl(2)`.
+    fn set_patient(&self, is_patient: bool) -> io::Result<()>;
 }
 
 /// One direction of a record layer in the kernel.

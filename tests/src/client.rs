@@ -215,6 +215,11 @@ impl Client {
         self.try_take(count).expect("more comes from the gateway")
     }
 
+    /// Drops what has been received and not taken, and tells how much that was.
+    pub fn drop_received(&mut self) -> usize {
+        std::mem::take(&mut self.received).len()
+    }
+
     /// What has been received and not taken, if the gateway sends nothing more within `time`.
     ///
     /// # Panics

@@ -155,6 +155,19 @@ impl Gateway {
         gateway
     }
 
+    /// The further listener with `service = "http"` that the configuration of the test has.
+    ///
+    /// # Panics
+    /// When it has none.
+    #[must_use]
+    pub fn plain(&self) -> SocketAddr {
+        let text = self.diagnostics();
+        let line = text.lines().find(|line| line.ends_with("(without TLS)"));
+        let address =
+            line.and_then(|line| line.split("http://").nth(1)?.split(' ').next()?.parse().ok());
+        address.expect("a listener without TLS")
+    }
+
     fn listener(&self, scheme: &str) -> SocketAddr {
         let text = self.diagnostics();
         let address = text.lines().find_map(|line| {
@@ -230,6 +243,15 @@ impl Gateway {
     /// When it does not end.
     pub fn wait(&mut self) -> ExitStatus {
         self.process.wait(PATIENCE).expect("it ends")
+    }
+
+    /// How many descriptors it has open.
+    ///
+    /// # Panics
+    /// When the kernel does not tell.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.process.id())).expect("its descriptors").count()
     }
 
     /// Names of its threads, each with the list of processors it may run on.

@@ -22,7 +22,7 @@ use crate::message::{Parsed, Version, fields};
 use crate::pool::{Lease, Network};
 use crate::relay::{self, BodyError, Ending, Pace, RelayError, Side, Sink, Source};
 use crate::stream::{End, Fill, Reader, StreamError, Writer};
-use crate::telemetry::{Kind, Outcome, Record};
+use crate::telemetry::{DataPath, Kind, Outcome, Record};
 use crate::timers::Activity;
 use crate::transport::Transport;
 
@@ -136,9 +136,13 @@ async fn attempt<N: Network>(
         close: Cell::new(!forward.keep_alive),
     };
     let (wire_before, read_before) = (lease.writer.wire_count(), session.reader.count());
+    let spliced_before = (lease.writer.spliced(), session.writer.spliced());
     let result = exchange(shared, route, session, forward, &mut lease, &progress).await;
     record.status = progress.status.get();
     record.bytes_in = session.reader.count() - read_before;
+    if (lease.writer.spliced(), session.writer.spliced()) != spliced_before {
+        record.path = DataPath::Splice;
+    }
     record.first_byte = progress.upstream_spoke.get().map(|at| at.duration_since(start));
     if progress.upstream_spoke.get().is_some() {
         lease.on_answer();

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::splice::splice;
 use super::{RelayError, Side};
-use crate::limits::BODY_RATE_GRACE;
+use crate::limits::{BODY_RATE_GRACE, SPLICE_BYTES_MIN};
 use crate::message::chunked::{self, ChunkError, Decoder};
 use crate::message::framing::Framing;
 use crate::stream::{End, Fill, Reader, Writer};
@@ -114,7 +115,7 @@ pub enum Pace {
 
 /// The deadline of the next read.
 #[derive(Clone, Copy, Debug)]
-struct Pacer {
+pub(super) struct Pacer {
     pace: Pace,
     /// What the reader had consumed when this body began: bytes of earlier requests on the connection earn it nothing.
     base: u64,
@@ -124,7 +125,7 @@ struct Pacer {
 
 impl Pacer {
     /// Time that the next read may take. Time in which we did not wait for the source is not held against it.
-    fn allowance(&self) -> Duration {
+    pub(super) fn allowance(&self) -> Duration {
         match self.pace {
             Pace::Idle(timeout) => timeout,
             Pace::Rate { bytes_per_second } => {
@@ -135,7 +136,7 @@ impl Pacer {
     }
 
     /// After a wait; `consumed` counts from the beginning of the connection.
-    fn on_read(&mut self, waited: Duration, consumed: u64) {
+    pub(super) fn on_read(&mut self, waited: Duration, consumed: u64) {
         self.waited += waited;
         self.received = consumed.saturating_sub(self.base);
     }
@@ -156,6 +157,7 @@ pub async fn pump<T: Transport, U: Transport>(
 ) -> Result<u64, RelayError> {
     let to_error = |error| RelayError::Stream(Side::To, error);
     let mut moved = 0;
+    let mut is_spliceable = true;
     let mut pacer = Pacer { pace, base: from.count(), received: 0, waited: Duration::ZERO };
     loop {
         let step = source.take(from.filled_mut()).map_err(BodyError::from)?;
@@ -185,6 +187,19 @@ pub async fn pump<T: Transport, U: Transport>(
             return Ok(moved);
         }
         to.flush().await.map_err(to_error)?;
+        if let Source::Length(left) = &mut source
+            && *left >= SPLICE_BYTES_MIN
+            && is_spliceable
+            && sink == Sink::Raw
+        {
+            let count = splice(from, to, *left, &mut pacer).await?;
+            is_spliceable = count == *left;
+            *left -= count;
+            moved += count;
+            if count > 0 {
+                continue;
+            }
+        }
         if let Fill::End(_) = read(from, &mut pacer).await? {
             if !matches!(source, Source::UntilClose) {
                 return Err(BodyError::Truncated.into());

@@ -1,6 +1,9 @@
 //! Bytes move: bodies of known framing, and tunnels. What was read is sent before the next read is waited for.
 
 mod body;
+/// What a spliced transfer does next.
+pub mod flow;
+mod splice;
 mod tunnel;
 
 use thiserror::Error;

@@ -182,6 +182,33 @@ impl<T: Transport> Reader<T> {
         self.record_error
     }
 
+    /// The socket, when what it receives next can be spliced: it carries no TLS, and nothing received is still here.
+    #[must_use]
+    pub fn splice_source(&self) -> Option<T> {
+        let is_free = self.in_flight.is_none() && self.buffer.is_empty() && self.end.is_none();
+        (is_free && matches!(self.layer, Layer::None)).then(|| self.io.clone())
+    }
+
+    /// Says that bytes left the socket without being seen here.
+    pub fn on_spliced(&mut self, count: usize) {
+        self.count += count as u64;
+    }
+
+    /// Waits until a receive would find something.
+    ///
+    /// # Errors
+    /// When the deadline passes first, or the socket fails.
+    pub async fn readable(&self) -> Result<(), StreamError> {
+        self.io.readable().await?;
+        self.watch.shut().map_or(Ok(()), |cause| Err(cause.into()))
+    }
+
+    /// The buffers in use.
+    #[must_use]
+    pub fn buffers(&self) -> Rc<Buffers> {
+        Rc::clone(&self.buffers)
+    }
+
     /// The deadlines of the socket.
     #[must_use]
     pub fn watch(&self) -> &Watched<T> {

@@ -30,6 +30,7 @@ pub struct Writer<T: Transport> {
     state: State,
     count: Count,
     wire_count: Count,
+    spliced: Count,
 }
 
 /// Who seals records.
@@ -66,6 +67,7 @@ impl<T: Transport> Writer<T> {
             state: State::Open,
             count: 0,
             wire_count: 0,
+            spliced: 0,
         }
     }
 
@@ -214,8 +216,46 @@ impl<T: Transport> Writer<T> {
         Ok(())
     }
 
+    /// The socket, when what is sent next can be spliced: nobody here seals it, and nothing is staged.
+    #[must_use]
+    pub fn splice_sink(&self) -> Option<T> {
+        let is_free = self.stage.is_empty() && self.state == State::Open;
+        (is_free && !matches!(self.layer, Layer::User(_))).then(|| self.io.clone())
+    }
+
+    /// Says that bytes were sent without being seen here.
+    pub fn on_spliced(&mut self, count: usize) {
+        self.count += count as u64;
+        self.wire_count += count as u64;
+        self.spliced += count as u64;
+        if let Layer::Kernel(sealer) = &mut self.layer {
+            sealer.on_sent(count);
+        }
+    }
+
+    /// Bytes that were spliced.
+    #[must_use]
+    pub fn spliced(&self) -> Count {
+        self.spliced
+    }
+
+    /// Waits until the socket takes more.
+    ///
+    /// # Errors
+    /// [`StreamError::Stalled`] when it does not in time, or the error of the socket.
+    pub async fn writable(&mut self) -> Result<(), StreamError> {
+        self.watch.send_within(self.timeout);
+        let result = self.io.writable().await;
+        self.watch.send_at_leisure();
+        result?;
+        self.watch.shut().map_or(Ok(()), |cause| Err(cause.into()))
+    }
+
     /// Changes our key when it is due.
-    async fn update_key(&mut self) -> Result<(), StreamError> {
+    ///
+    /// # Errors
+    /// As [`Writer::flush`].
+    pub async fn update_key(&mut self) -> Result<(), StreamError> {
         match &mut self.layer {
             Layer::None => Ok(()),
             Layer::User(sealer) => {

@@ -55,6 +55,8 @@ pub enum TlsPath {
 pub enum DataPath {
     /// Through buffers of this process.
     Copy,
+    /// At least in part from socket to socket inside the kernel.
+    Splice,
 }
 
 /// Everything a line tells. Names and units are those of the JSON format.

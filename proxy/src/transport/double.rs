@@ -19,7 +19,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
-use super::{Buffer, KernelTls, Owned, Transport};
+use super::{Buffer, KernelTls, Owned, Splicer, Transport};
 
 /// What one call does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -388,6 +388,10 @@ impl Transport for Double {
 
     fn shutdown(&self, how: Shutdown) {
         self.0.shutdown(how);
+    }
+
+    fn splicer(&self) -> Option<&dyn Splicer> {
+        None
     }
 
     fn kernel_tls(&self) -> Option<&dyn KernelTls> {

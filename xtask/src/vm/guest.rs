@@ -14,8 +14,8 @@ use super::kernel::{Kernel, Tls};
 pub(super) const GATEWAY: &str = "/t/debug/tlsplice";
 
 /// Test programs that run on a kernel alone, without Tomcat and browser.
-pub(super) const SUITES: [&str; 6] =
-    ["http", "identity", "operations", "refusals", "tls", "websocket"];
+pub(super) const SUITES: [&str; 7] =
+    ["http", "identity", "operations", "refusals", "splice", "tls", "websocket"];
 
 /// Values of `offload` that everything is run with.
 const OFFLOADS: [&str; 2] = ["always", "never"];

@@ -1,0 +1,131 @@
+//! Bytes of known number move inside the kernel: socket, pipe, socket.
+
+use std::rc::Rc;
+
+use super::body::Pacer;
+use super::flow::{Flow, Next, Stop};
+use super::{BodyError, RelayError, Side};
+use crate::buffers::Buffers;
+use crate::pipes::Pipe;
+use crate::stream::{Reader, StreamError, Writer};
+use crate::transport::{Splicer, Transport};
+
+/// Moves up to `left` bytes and returns how many. Fewer than that say that the rest cannot be moved like this, and are no
+/// error; nothing has been lost then.
+pub(super) async fn splice<T: Transport, U: Transport>(
+    from: &mut Reader<T>,
+    to: &mut Writer<U>,
+    left: u64,
+    pacer: &mut Pacer,
+) -> Result<u64, RelayError> {
+    let (Some(source), Some(sink)) = (from.splice_source(), to.splice_sink()) else { return Ok(0) };
+    let (Some(source), Some(sink)) = (source.splicer(), sink.splicer()) else { return Ok(0) };
+    let Some(mut pipe) = Borrowed::take(from.buffers()) else { return Ok(0) };
+    let Ok(_impatient) = Impatient::begin(sink) else { return Ok(0) };
+    let mut flow = Flow::new(left, pipe.capacity());
+    let from_error = |error| RelayError::Stream(Side::From, error);
+    let to_error = |error| RelayError::Stream(Side::To, error);
+    loop {
+        let outcome = match flow.next() {
+            Next::Fill(count) => {
+                let result = source.fill(pipe.get(), count);
+                if let Ok(count) = result {
+                    from.on_spliced(count);
+                }
+                flow.on_filled(result)
+            }
+            Next::Drain(count) => {
+                to.update_key().await.map_err(to_error)?;
+                let result = sink.drain(pipe.get(), count);
+                if let Ok(count) = result {
+                    to.on_spliced(count);
+                }
+                flow.on_drained(result)
+            }
+            Next::AwaitSource => {
+                let start = from.watch().now();
+                from.watch().receive_within(pacer.allowance());
+                from.readable().await.map_err(from_error)?;
+                pacer.on_read(from.watch().now().since(start), from.count());
+                flow.on_source_ready();
+                Ok(())
+            }
+            Next::AwaitSink => {
+                to.writable().await.map_err(to_error)?;
+                flow.on_sink_ready();
+                Ok(())
+            }
+            Next::Yield => {
+                // A wait that ends at once, but only after everybody else was looked after.
+                to.writable().await.map_err(to_error)?;
+                flow.on_turn();
+                Ok(())
+            }
+            Next::Done => {
+                pipe.is_drained = true;
+                return Ok(left);
+            }
+        };
+        pipe.is_drained = flow.is_drained();
+        match outcome {
+            Ok(()) => {}
+            Err(Stop::Unsuitable) => return Ok(left - flow.left()),
+            Err(Stop::Truncated) => {
+                return Err(match from.watch().shut() {
+                    Some(cause) => from_error(cause.into()),
+                    None => BodyError::Truncated.into(),
+                });
+            }
+            Err(Stop::Source(kind)) => return Err(from_error(StreamError::Io(kind.into()))),
+            Err(Stop::Sink(kind)) => return Err(to_error(StreamError::Io(kind.into()))),
+        }
+    }
+}
+
+/// A pipe that goes back to where it came from, whatever happens.
+struct Borrowed {
+    buffers: Rc<Buffers>,
+    pipe: Option<Pipe>,
+    is_drained: bool,
+}
+
+impl Borrowed {
+    fn take(buffers: Rc<Buffers>) -> Option<Self> {
+        let pipe = Some(buffers.pipes().take()?);
+        Some(Self { buffers, pipe, is_drained: true })
+    }
+
+    fn get(&self) -> &Pipe {
+        self.pipe.as_ref().expect("taken by the destructor only")
+    }
+
+    fn capacity(&self) -> usize {
+        self.get().capacity
+    }
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        if let Some(pipe) = self.pipe.take() {
+            self.buffers.pipes().give(pipe, self.is_drained);
+        }
+    }
+}
+
+/// A socket whose calls do not wait, until dropped.
+struct Impatient<'a>(&'a dyn Splicer);
+
+impl<'a> Impatient<'a> {
+    fn begin(socket: &'a dyn Splicer) -> std::io::Result<Self> {
+        socket.set_patient(false)?;
+        Ok(Self(socket))
+    }
+}
+
+impl Drop for Impatient<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.set_patient(true) {
+            tracing::error!("a socket cannot be made to wait again: {error}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Bulk through the gateway: byte for byte, whichever path it takes, and told in the log.
+
+use std::io;
+use std::thread;
+use std::time::Duration;
+
+use tlsplice_fixtures::demo::Demo;
+use tlsplice_fixtures::pattern;
+use tlsplice_tests::client::{Client, VERSIONS};
+use tlsplice_tests::gateway::{Config, Gateway};
+use tlsplice_tests::origin::Origin;
+
+/// Sizes around the point where splicing begins, and around those of records, pipes and sockets' buffers.
+const SIZES: [usize; 9] =
+    [65_535, 65_536, 65_537, 81_920, 262_143, 262_144, 262_145, 1_000_003, 6_000_001];
+
+fn with_plain_listener(config: Config) -> Gateway {
+    Gateway::start(&config.with("[[listener]]\naddress = \"127.0.0.1:0\"\nservice = \"http\"\n"))
+}
+
+/// A client of every kind: without TLS, and with each version of it.
+fn clients(gateway: &Gateway) -> Vec<Client> {
+    let mut clients = vec![Client::plain(gateway.plain())];
+    clients.extend(VERSIONS.map(|version| Client::tls_version(gateway.https, version)));
+    clients
+}
+
+#[test]
+fn downloads_and_uploads_arrive_whole_on_every_path() {
+    let demo = Demo::start().expect("it starts");
+    let gateway = with_plain_listener(Config::to(demo.address()));
+    for mut client in clients(&gateway) {
+        for len in SIZES {
+            let body = pattern::bytes(len);
+            let response = client.get(&format!("/bytes/{len}"));
+            assert!(response.body == body, "{len} bytes down");
+            client.send(format!(
+                "POST /sink HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len}\r\n\r\n"
+            ));
+            client.send(&body);
+            assert!(client.response().text().contains(&pattern::sha256(&body)), "{len} bytes up");
+        }
+    }
+    let target = format!("/bytes/{}", SIZES[8]);
+    let lines: Vec<_> =
+        gateway.access_log().into_iter().filter(|line| line["target"] == target.as_str()).collect();
+    for line in lines {
+        let expected = if line["tls"] == "user" { "copy" } else { "splice" };
+        assert_eq!(line["path"], expected, "{line}");
+        assert_eq!(line["bytes_out"], SIZES[8], "{line}");
+    }
+}
+
+#[test]
+fn a_client_that_reads_slowly_gets_everything() {
+    let demo = Demo::start().expect("it starts");
+    let gateway = with_plain_listener(Config::to(demo.address()));
+    let len = 8_000_000;
+    for mut client in clients(&gateway) {
+        client.send(format!("GET /bytes/{len} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+        assert_eq!(client.head().status, 200);
+        let mut body = Vec::new();
+        for pause in [100, 0, 50, 0, 0, 20, 0] {
+            thread::sleep(Duration::from_millis(pause));
+            body.extend(client.take(1_000_000));
+        }
+        body.extend(client.take(len - body.len()));
+        assert!(body == pattern::bytes(len));
+        // The connection is as good as before.
+        assert_eq!(client.get("/whoami").status, 200);
+    }
+}
+
+#[test]
+fn an_upstream_that_stalls_and_sends_in_odd_pieces_loses_nothing() {
+    let body = pattern::bytes(700_001);
+    let sent = body.clone();
+    let origin = Origin::start(move |connection| {
+        loop {
+            connection.request()?;
+            let len = sent.len();
+            connection.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {len}\r\n\r\n"))?;
+            let (mut rest, mut size) = (&sent[..], 1);
+            while !rest.is_empty() {
+                let (piece, more) = rest.split_at(size.min(rest.len()));
+                connection.send(piece)?;
+                rest = more;
+                size = size * 7 % 150_001 + 1;
+                if size % 5 == 0 {
+                    thread::sleep(Duration::from_millis(2));
+                }
+            }
+        }
+    });
+    let gateway = with_plain_listener(Config::to(origin.address()));
+    for mut client in clients(&gateway) {
+        for _ in 0..3 {
+            assert!(client.get("/").body == body);
+        }
+    }
+}
+
+#[test]
+fn a_download_cut_by_the_upstream_is_cut_for_the_client() {
+    let origin = Origin::start(|connection| {
+        connection.request()?;
+        connection.send("HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n")?;
+        connection.send(vec![b'x'; 3_000_000])?;
+        connection.close();
+        Ok(())
+    });
+    let gateway = with_plain_listener(Config::to(origin.address()));
+    for mut client in clients(&gateway) {
+        client.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        assert_eq!(client.head().status, 200);
+        let mut received = 0;
+        let end = loop {
+            match client.try_take(1) {
+                Ok(_) => received += 1 + client.drop_received(),
+                Err(error) => break error,
+            }
+        };
+        assert!(received <= 3_000_000);
+        assert!(!matches!(end.kind(), io::ErrorKind::WouldBlock), "still open: {end}");
+    }
+    let line = gateway.wait_for_access(|_| true);
+    assert_eq!((&line["outcome"], &line["fault"]), (&"aborted".into(), &"upstream".into()));
+}
+
+#[test]
+fn clients_that_go_away_leave_nothing_behind() {
+    let demo = Demo::start().expect("it starts");
+    let gateway = with_plain_listener(Config::to(demo.address()));
+    let round = || {
+        for mut client in clients(&gateway) {
+            client.send("GET /bytes/50000000 HTTP/1.1\r\nHost: localhost\r\n\r\n");
+            assert_eq!(client.head().status, 200);
+            client.take(100_000);
+        }
+    };
+    round();
+    tlsplice_tests::wait_for("the end of the first", || {
+        (gateway.access_log().len() >= 3).then_some(())
+    });
+    let before = gateway.descriptors();
+    for _ in 0..10 {
+        round();
+    }
+    tlsplice_tests::wait_for("descriptors as before", || {
+        (gateway.descriptors() <= before + 2).then_some(())
+    });
+    for mut client in clients(&gateway) {
+        assert_eq!(client.get("/whoami").status, 200);
+    }
+}
+
+#[test]
+fn small_messages_of_others_go_on_during_bulk() {
+    let demo = Demo::start().expect("it starts");
+    let gateway = with_plain_listener(Config::to(demo.address()));
+    let (plain, https) = (gateway.plain(), gateway.https);
+    let bulk: Vec<_> = (0..4)
+        .map(|index| {
+            thread::spawn(move || {
+                let mut client =
+                    if index % 2 == 0 { Client::plain(plain) } else { Client::tls(https) };
+                client.get("/bytes/30000000").body.len()
+            })
+        })
+        .collect();
+    let mut client = Client::tls(https);
+    let mut answers = 0;
+    while bulk.iter().any(|thread| !thread.is_finished()) {
+        assert_eq!(client.get("/whoami").status, 200);
+        answers += 1;
+    }
+    assert!(answers > 0);
+    for thread in bulk {
+        assert_eq!(thread.join().expect("it ends"), 30_000_000);
+    }
+}
