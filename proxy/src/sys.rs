@@ -68,6 +68,17 @@ pub fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, count: usize) -> io::Res
     usize::try_from(moved).map_err(|_| io::Error::last_os_error())
 }
 
+/// Sets or clears `O_NONBLOCK`.
+///
+/// # Errors
+/// The error of `ioctl(2)`.
+pub fn set_nonblocking(socket: BorrowedFd<'_>, is_nonblocking: bool) -> io::Result<()> {
+    let mut value = libc::c_int::from(is_nonblocking);
+    // SAFETY: the pointer is to a live integer, which this request reads. The descriptor is borrowed, hence open.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONBIO, &raw mut value) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// A pipe of [`PIPE_BYTES`](crate::limits::PIPE_BYTES), or of what the system allows: its reading and its writing end,
 /// neither of which waits, and its capacity.
 ///

@@ -180,18 +180,11 @@ pub trait Splicer {
     /// The error of `splice(2)`, of which `WouldBlock` says that nothing is there.
     fn fill(&self, pipe: &Pipe, count: usize) -> io::Result<usize>;
 
-    /// Moves at most `count` bytes from a pipe to this socket. Waits, unless [`Splicer::set_patient`] said otherwise.
+    /// Moves at most `count` bytes from a pipe to this socket. Never waits.
     ///
     /// # Errors
     /// The error of `splice(2)`, of which `WouldBlock` says that there is no room.
     fn drain(&self, pipe: &Pipe, count: usize) -> io::Result<usize>;
-
-    /// Says whether calls on this socket wait, as operations on a ring need it, or do not, as [`Splicer::drain`] needs it.
-    /// A receive that is begun while they do not waits until they do again.
-    ///
-    /// # Errors
-    /// The error of `fcntl(2)`.
-    fn set_patient(&self, is_patient: bool) -> io::Result<()>;
 }
 
 /// One direction of a record layer in the kernel.

@@ -456,6 +456,7 @@ async fn tunnel<T: Transport>(
     record.kind = Kind::Tunnel;
     session.watch.set_activity(Activity::Tunnel);
     let (read_before, sent_before) = (session.reader.count(), session.writer.count());
+    let spliced_before = (lease.writer.spliced(), session.writer.spliced());
     let watch = Rc::clone(&session.watch);
     let result = relay::tunnel(
         (&mut session.reader, &mut session.writer),
@@ -466,6 +467,9 @@ async fn tunnel<T: Transport>(
     watch.receive_at_leisure();
     record.bytes_in = session.reader.count() - read_before;
     record.bytes_out = session.writer.count() - sent_before;
+    if (lease.writer.spliced(), session.writer.spliced()) != spliced_before {
+        record.path = DataPath::Splice;
+    }
     match result {
         Ok(ending) => {
             record.outcome = match ending {

@@ -1,8 +1,9 @@
-//! The record layer from the end of the handshake on, in user space: records are opened and sealed in place.
+//! The record layer from the end of the handshake on: in the kernel ([`kernel`]) where [`probe`] says that it can, else in
+//! user space, where records are opened and sealed in place.
 //!
-//! What stays ours, and is done here: sequence numbers, key updates in both directions with a budget, alerts, the limit
-//! of records per key, and the refusal of everything that has no business after a handshake (renegotiation, client
-//! certificates, change_cipher_spec).
+//! What is ours in either case: key updates in both directions with a budget, alerts, the limit of records per key, and
+//! the refusal of everything that has no business after a handshake (renegotiation, client certificates,
+//! change_cipher_spec).
 
 mod cipher;
 mod control;

@@ -192,7 +192,7 @@ pub async fn pump<T: Transport, U: Transport>(
             && is_spliceable
             && sink == Sink::Raw
         {
-            let count = splice(from, to, *left, &mut pacer).await?;
+            let count = splice(from, to, *left, Some(&mut pacer)).await?;
             is_spliceable = count == *left;
             *left -= count;
             moved += count;

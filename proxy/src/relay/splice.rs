@@ -8,20 +8,19 @@ use super::{BodyError, RelayError, Side};
 use crate::buffers::Buffers;
 use crate::pipes::Pipe;
 use crate::stream::{Reader, StreamError, Writer};
-use crate::transport::{Splicer, Transport};
+use crate::transport::Transport;
 
 /// Moves up to `left` bytes and returns how many. Fewer than that say that the rest cannot be moved like this, and are no
-/// error; nothing has been lost then.
+/// error; nothing has been lost then. Without a pacer it waits for the sink only, and ends when the source has no more.
 pub(super) async fn splice<T: Transport, U: Transport>(
     from: &mut Reader<T>,
     to: &mut Writer<U>,
     left: u64,
-    pacer: &mut Pacer,
+    mut pacer: Option<&mut Pacer>,
 ) -> Result<u64, RelayError> {
     let (Some(source), Some(sink)) = (from.splice_source(), to.splice_sink()) else { return Ok(0) };
     let (Some(source), Some(sink)) = (source.splicer(), sink.splicer()) else { return Ok(0) };
     let Some(mut pipe) = Borrowed::take(from.buffers()) else { return Ok(0) };
-    let Ok(_impatient) = Impatient::begin(sink) else { return Ok(0) };
     let mut flow = Flow::new(left, pipe.capacity());
     let from_error = |error| RelayError::Stream(Side::From, error);
     let to_error = |error| RelayError::Stream(Side::To, error);
@@ -43,6 +42,7 @@ pub(super) async fn splice<T: Transport, U: Transport>(
                 flow.on_drained(result)
             }
             Next::AwaitSource => {
+                let Some(pacer) = &mut pacer else { return Ok(left - flow.left()) };
                 let start = from.watch().now();
                 from.watch().receive_within(pacer.allowance());
                 from.readable().await.map_err(from_error)?;
@@ -70,6 +70,8 @@ pub(super) async fn splice<T: Transport, U: Transport>(
         match outcome {
             Ok(()) => {}
             Err(Stop::Unsuitable) => return Ok(left - flow.left()),
+            // The end of the source is found again by whoever reads next.
+            Err(Stop::Truncated) if pacer.is_none() => return Ok(left - flow.left()),
             Err(Stop::Truncated) => {
                 return Err(match from.watch().shut() {
                     Some(cause) => from_error(cause.into()),
@@ -108,24 +110,6 @@ impl Drop for Borrowed {
     fn drop(&mut self) {
         if let Some(pipe) = self.pipe.take() {
             self.buffers.pipes().give(pipe, self.is_drained);
-        }
-    }
-}
-
-/// A socket whose calls do not wait, until dropped.
-struct Impatient<'a>(&'a dyn Splicer);
-
-impl<'a> Impatient<'a> {
-    fn begin(socket: &'a dyn Splicer) -> std::io::Result<Self> {
-        socket.set_patient(false)?;
-        Ok(Self(socket))
-    }
-}
-
-impl Drop for Impatient<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.0.set_patient(true) {
-            tracing::error!("a socket cannot be made to wait again: {error}");
         }
     }
 }

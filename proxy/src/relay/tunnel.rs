@@ -5,9 +5,13 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
+use super::splice::splice;
 use super::{RelayError, Side};
 use crate::stream::{End, Fill, Reader, StreamError, Writer};
 use crate::transport::Transport;
+
+/// What a wake-up must move inside the kernel to be worth its calls, in bytes: below, copying is cheaper.
+const BULK_BYTES_MIN: u64 = 12 * 1024;
 
 /// How a tunnel ended without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +78,19 @@ async fn direction<T: Transport, U: Transport>(
             from.consume(from.filled().len());
             to.flush().await.map_err(to_error)?;
             touch();
+        }
+        while from.is_bulk() && from.splice_source().is_some() && to.splice_sink().is_some() {
+            match from.readable().await {
+                Ok(()) => {}
+                Err(StreamError::Expired) => return Ok(Ending::Idle),
+                Err(StreamError::Drained) => return Ok(Ending::Drained),
+                Err(error) => return Err(RelayError::Stream(Side::From, error)),
+            }
+            let moved = splice(from, to, u64::MAX, None).await?;
+            touch();
+            if moved < BULK_BYTES_MIN {
+                from.end_bulk();
+            }
         }
         match from.fill().await {
             Ok(Fill::Data) => {}

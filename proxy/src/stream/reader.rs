@@ -189,6 +189,17 @@ impl<T: Transport> Reader<T> {
         (is_free && matches!(self.layer, Layer::None)).then(|| self.io.clone())
     }
 
+    /// Whether input comes in bulk: more than one read in a row filled its buffer.
+    #[must_use]
+    pub fn is_bulk(&self) -> bool {
+        self.appetite.class == Class::Bulk
+    }
+
+    /// Says that input does not come in bulk any more.
+    pub fn end_bulk(&mut self) {
+        self.appetite = Appetite { class: Class::Small, small_reads: 0 };
+    }
+
     /// Says that bytes left the socket without being seen here.
     pub fn on_spliced(&mut self, count: usize) {
         self.count += count as u64;

@@ -1,13 +1,12 @@
 //! A connected stream socket, and connecting one.
 
-use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use io_uring::{opcode, types};
@@ -34,10 +33,6 @@ pub struct Socket(Rc<Handle>);
 #[derive(Debug)]
 struct Handle {
     descriptor: Rc<OwnedFd>,
-    /// The descriptor is `O_NONBLOCK` for a while: an operation begun now would not wait.
-    is_impatient: Cell<bool>,
-    /// Those who begin to receive when that is over.
-    parked: RefCell<Vec<Waker>>,
 }
 
 impl Drop for Handle {
@@ -52,11 +47,7 @@ impl Socket {
     /// Takes over a connected stream socket that is not `O_NONBLOCK`.
     #[must_use]
     pub fn new(descriptor: OwnedFd) -> Self {
-        Self(Rc::new(Handle {
-            descriptor: Rc::new(descriptor),
-            is_impatient: Cell::new(false),
-            parked: RefCell::default(),
-        }))
+        Self(Rc::new(Handle { descriptor: Rc::new(descriptor) }))
     }
 
     /// Begins to connect, with `TCP_NODELAY` where there is TCP. It goes on until the kernel gives up, which may take
@@ -134,16 +125,6 @@ impl Socket {
         Rc::clone(&self.0.descriptor)
     }
 
-    fn begin_recv(&self, mut buffer: Buffer) -> InFlight<Receive> {
-        let spare = buffer.spare_mut();
-        let (pointer, len) = (spare.as_mut_ptr(), bounded(spare.len()));
-        let entry = opcode::Recv::new(types::Fd(self.as_fd().as_raw_fd()), pointer, len).build();
-        let operation = Receive { buffer, _descriptor: self.descriptor() };
-        // SAFETY: descriptor and buffer belong to the operation, whose buffer is a `Vec` behind a private field and is
-        // not touched before completion. RECV without a buffer group completes once.
-        unsafe { op::submit(operation, entry) }
-    }
-
     fn poll(&self, events: libc::c_short) -> Readiness {
         let operation = Ready { _descriptor: self.descriptor() };
         let flags = u32::from(events.cast_unsigned());
@@ -165,15 +146,17 @@ impl Transport for Socket {
     type Recv = Recv;
     type Send = Send;
 
-    fn recv(&self, buffer: Buffer) -> Recv {
+    fn recv(&self, mut buffer: Buffer) -> Recv {
+        let spare = buffer.spare_mut();
         // A receive of nothing completes with zero, and the caller would take that for the end of the stream.
-        assert!(buffer.spare() > 0, "a receive needs room");
-        let state = if self.0.is_impatient.get() {
-            Receiving::Parked(buffer)
-        } else {
-            Receiving::InFlight(self.begin_recv(buffer))
-        };
-        Recv { state, socket: self.clone() }
+        assert!(!spare.is_empty(), "a receive needs room");
+        let (pointer, len) = (spare.as_mut_ptr(), bounded(spare.len()));
+        let entry = opcode::Recv::new(types::Fd(self.as_fd().as_raw_fd()), pointer, len).build();
+        let operation = Receive { buffer, _descriptor: self.descriptor() };
+        // SAFETY: descriptor and buffer belong to the operation, whose buffer is a `Vec` behind a private field and is
+        // not touched before completion. RECV without a buffer group completes once.
+        let in_flight = unsafe { op::submit(operation, entry) };
+        Recv { in_flight, _socket: self.clone() }
     }
 
     fn send(&self, buffer: Buffer) -> Send {
@@ -232,16 +215,12 @@ impl Splicer for Socket {
     }
 
     fn drain(&self, pipe: &Pipe, count: usize) -> io::Result<usize> {
-        sys::splice(pipe.read.as_fd(), self.as_fd(), count)
-    }
-
-    fn set_patient(&self, is_patient: bool) -> io::Result<()> {
-        SockRef::from(self).set_nonblocking(!is_patient)?;
-        self.0.is_impatient.set(!is_patient);
-        if is_patient {
-            self.0.parked.take().into_iter().for_each(Waker::wake);
-        }
-        Ok(())
+        // Towards a socket `splice(2)` asks the descriptor whether to wait. It must not stay like this: operations that
+        // begin on it would not wait either.
+        sys::set_nonblocking(self.as_fd(), true)?;
+        let result = sys::splice(pipe.read.as_fd(), self.as_fd(), count);
+        sys::set_nonblocking(self.as_fd(), false)?;
+        result
     }
 }
 
@@ -313,33 +292,15 @@ fn connected(socket: &Socket) -> io::Result<()> {
 #[must_use = "a dropped receive loses bytes"]
 pub struct Recv {
     // Before the socket, so that an unfinished operation is known to be abandoned when the handle goes.
-    state: Receiving,
-    socket: Socket,
-}
-
-enum Receiving {
-    InFlight(InFlight<Receive>),
-    /// Begins when operations wait again.
-    Parked(Buffer),
+    in_flight: InFlight<Receive>,
+    _socket: Socket,
 }
 
 impl Future for Recv {
     type Output = Owned;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Owned> {
-        let this = &mut *self;
-        if let Receiving::Parked(buffer) = &mut this.state {
-            if this.socket.0.is_impatient.get() {
-                this.socket.0.parked.borrow_mut().push(cx.waker().clone());
-                return Poll::Pending;
-            }
-            let buffer = std::mem::take(buffer);
-            this.state = Receiving::InFlight(this.socket.begin_recv(buffer));
-        }
-        match &mut this.state {
-            Receiving::InFlight(in_flight) => Pin::new(in_flight).poll(cx),
-            Receiving::Parked(_) => Poll::Pending,
-        }
+        Pin::new(&mut self.in_flight).poll(cx)
     }
 }
 
