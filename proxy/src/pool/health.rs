@@ -71,6 +71,13 @@ impl Health {
             *self = Self::Probing;
         }
     }
+
+    /// A request that went there is over. A probe without a result is due again at once.
+    pub fn on_released(&mut self) {
+        if *self == Self::Probing {
+            *self = Self::Ejected { until: Tick::START };
+        }
+    }
 }
 
 /// One endpoint, as the choice sees it.

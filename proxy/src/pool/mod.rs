@@ -49,6 +49,8 @@ pub struct ConnectError {
     pub reason: String,
     /// It was our own resources that failed.
     pub is_local: bool,
+    /// It did not answer in time.
+    pub is_timeout: bool,
 }
 
 /// Upstream connections of one worker under one configuration.
@@ -107,6 +109,10 @@ impl<T: Transport> Seat<T> {
 impl<T: Transport> Drop for Seat<T> {
     fn drop(&mut self) {
         self.0.busy.set(self.0.busy.get() - 1);
+        // Without an answer or a failure, as when the client left, nothing is known: the next request finds out.
+        let mut health = self.0.health.get();
+        health.on_released();
+        self.0.health.set(health);
     }
 }
 
@@ -175,13 +181,15 @@ impl<N: Network> Pool<N> {
             match self.connect(group, place).await {
                 Ok(lease) => return Ok(lease),
                 Err(error) => {
-                    group.on_failure(place, self.timers.now());
-                    let is_local = is_local(&error);
-                    let reason = explain(&error);
+                    // What this machine lacks says nothing about the endpoint.
+                    if !is_local(&error) {
+                        group.on_failure(place, self.timers.now());
+                    }
                     last = Some(ConnectError {
                         endpoint: place.endpoint.to_string(),
-                        reason,
-                        is_local,
+                        reason: explain(&error),
+                        is_local: is_local(&error),
+                        is_timeout: error.kind() == io::ErrorKind::TimedOut,
                     });
                 }
             }
@@ -191,6 +199,7 @@ impl<N: Network> Pool<N> {
             endpoint: "upstream".into(),
             reason: "it has no endpoint".into(),
             is_local: true,
+            is_timeout: false,
         }))
     }
 
@@ -338,3 +347,8 @@ impl<N: Network> std::fmt::Debug for Pool<N> {
         f.debug_struct("Pool").field("groups", &self.groups.len()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
