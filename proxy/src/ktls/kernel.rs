@@ -236,3 +236,182 @@ impl KernelSealer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use rustls::CipherSuite;
+
+    use super::*;
+    use crate::handshake::testing::{client, client_config, run, server, suites};
+
+    const TLS13: CipherSuite = CipherSuite::TLS13_AES_128_GCM_SHA256;
+    const TLS12: CipherSuite = CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384;
+
+    /// A kernel that does as it is told.
+    #[derive(Default)]
+    struct Fake {
+        /// Results of the calls that give keys, `attach` first.
+        refusals: RefCell<VecDeque<Option<i32>>>,
+        keys: RefCell<Vec<TlsDirection>>,
+        records: RefCell<VecDeque<(u8, Vec<u8>)>>,
+        /// What a receive without a record says.
+        empty: i32,
+    }
+
+    impl Fake {
+        fn refusing(refusals: impl IntoIterator<Item = Option<i32>>) -> Self {
+            Self { refusals: RefCell::new(refusals.into_iter().collect()), ..Self::default() }
+        }
+
+        fn with_records(records: &[(u8, &[u8])]) -> Self {
+            let records = records.iter().map(|(kind, message)| (*kind, message.to_vec())).collect();
+            Self { records: RefCell::new(records), empty: libc::EAGAIN, ..Self::default() }
+        }
+
+        fn verdict(&self) -> io::Result<()> {
+            match self.refusals.borrow_mut().pop_front().flatten() {
+                Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+                None => Ok(()),
+            }
+        }
+    }
+
+    impl KernelTls for Fake {
+        fn attach(&self) -> io::Result<()> {
+            self.verdict()
+        }
+
+        fn set_key(&self, direction: TlsDirection, _: &CryptoInfo) -> io::Result<()> {
+            self.verdict()?;
+            self.keys.borrow_mut().push(direction);
+            Ok(())
+        }
+
+        fn recv_record(&self, into: &mut [u8]) -> io::Result<(u8, usize)> {
+            let record = self.records.borrow_mut().pop_front();
+            let (kind, message) = record.ok_or_else(|| io::Error::from_raw_os_error(self.empty))?;
+            let count = message.len().min(into.len());
+            into[..count].copy_from_slice(&message[..count]);
+            Ok((kind, count))
+        }
+
+        fn send_record(&self, _: u8, _: &[u8]) -> io::Result<()> {
+            self.verdict()
+        }
+    }
+
+    fn established(suite: CipherSuite) -> Established {
+        let mut client = client(&client_config(Some(suite), &[]));
+        run(&mut client, server(&[]), |asked| asked, b"x").expect("a handshake").established
+    }
+
+    fn halves(suite: CipherSuite, can_rekey: bool) -> (KernelOpener, KernelSealer) {
+        let support = Support::everything(can_rekey);
+        handover(established(suite), &Fake::default(), &support).expect("nothing refuses")
+    }
+
+    /// What becomes of one record.
+    fn taken(
+        suite: CipherSuite,
+        can_rekey: bool,
+        record: (u8, &[u8]),
+    ) -> Result<(Taken, Vec<TlsDirection>), RecordError> {
+        let (mut opener, _sealer) = halves(suite, can_rekey);
+        let fake = Fake::with_records(&[record]);
+        match opener.take(&fake, &mut [0; 64]) {
+            Ok(taken) => Ok((taken, fake.keys.take())),
+            Err(KernelRecordError::Record(error)) => Err(error),
+            Err(KernelRecordError::Io(error)) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn every_suite_is_handed_over_sending_first() {
+        for suite in suites() {
+            let fake = Fake::default();
+            let support = Support::everything(true);
+            let established = established(suite.suite());
+            assert!(is_possible(&established, &support));
+            assert!(!is_possible(&established, &Support::none("none")));
+            handover(established, &fake, &support).expect("nothing refuses");
+            assert_eq!(fake.keys.take(), [TlsDirection::Send, TlsDirection::Receive], "{suite:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_loses_nothing_before_the_first_key_and_everything_after_it() {
+        let support = Support::everything(true);
+        let fake = Fake::refusing([Some(libc::ENOENT)]);
+        let Err(HandoverError::Refused(established, _)) =
+            handover(established(TLS13), &fake, &support)
+        else {
+            panic!("the layer was attached");
+        };
+        assert!(super::super::session(*established).is_ok(), "user space takes it from here");
+        for refusals in [vec![None, Some(libc::ENOENT)], vec![None, None, Some(libc::ENOMEM)]] {
+            let fake = Fake::refusing(refusals);
+            let outcome = handover(self::established(TLS13), &fake, &support);
+            assert!(matches!(outcome, Err(HandoverError::Lost(_))));
+        }
+    }
+
+    #[test]
+    fn records_that_are_not_data_are_understood() {
+        let update = [24, 0, 0, 1, 0];
+        assert_eq!(taken(TLS13, true, (21, &[1, 0])), Ok((Taken::CloseNotify, vec![])));
+        assert_eq!(taken(TLS13, true, (21, &[2, 40])), Err(RecordError::PeerAlert(40)));
+        let followed = (Taken::Handled, vec![TlsDirection::Receive]);
+        assert_eq!(taken(TLS13, true, (22, &update)), Ok(followed));
+        assert_eq!(taken(TLS13, false, (22, &update)), Err(RecordError::KeyUpdateUnsupported));
+        assert_eq!(taken(TLS13, true, (22, &[1, 0, 0, 0])), Err(RecordError::Unexpected));
+        assert_eq!(taken(TLS12, true, (22, &[1, 0, 0, 0])), Err(RecordError::Renegotiation));
+        assert_eq!(taken(TLS13, true, (20, &[1])), Err(RecordError::Unexpected));
+        // It was data after all.
+        assert_eq!(taken(TLS13, true, (23, b"data")), Ok((Taken::Data(4), vec![])));
+    }
+
+    #[test]
+    fn nothing_to_take_is_no_error_and_a_broken_stream_is_one() {
+        let (mut opener, _sealer) = halves(TLS13, true);
+        let empty = Fake::with_records(&[]);
+        assert_eq!(opener.take(&empty, &mut [0; 64]).ok(), Some(Taken::Nothing));
+        let broken = Fake { empty: libc::EBADMSG, ..Fake::default() };
+        let outcome = opener.take(&broken, &mut [0; 64]);
+        assert!(matches!(outcome, Err(KernelRecordError::Record(RecordError::Authentication))));
+        let reset = Fake { empty: libc::ECONNRESET, ..Fake::default() };
+        assert!(matches!(opener.take(&reset, &mut [0; 64]), Err(KernelRecordError::Io(_))));
+    }
+
+    #[test]
+    fn a_storm_of_key_updates_is_ended() {
+        let (mut opener, _sealer) = halves(TLS13, true);
+        let update: (u8, &[u8]) = (22, &[24, 0, 0, 1, 0]);
+        let fake = Fake::with_records(&[update; 100]);
+        let outcome = (0..100).find_map(|_| opener.take(&fake, &mut [0; 64]).err());
+        assert!(matches!(outcome, Some(KernelRecordError::Record(RecordError::KeyUpdates))));
+    }
+
+    #[test]
+    fn our_key_changes_when_asked_and_when_used_up() {
+        let (mut opener, mut sealer) = halves(TLS13, true);
+        assert_eq!(sealer.due_key_update(), Ok(None));
+        let asking = Fake::with_records(&[(22, &[24, 0, 0, 1, 1])]);
+        opener.take(&asking, &mut [0; 64]).expect("it is followed");
+        assert_eq!(sealer.due_key_update(), Ok(Some((22, [24, 0, 0, 1, 0]))));
+        let fake = Fake::default();
+        sealer.change_key(&fake).expect("nothing refuses");
+        assert_eq!(fake.keys.take(), [TlsDirection::Send]);
+        assert_eq!(sealer.due_key_update(), Ok(None));
+        sealer.records = RECORDS_PER_KEY - 2;
+        sealer.on_sent(2 * RECORD_PLAINTEXT_MAX);
+        assert!(matches!(sealer.due_key_update(), Ok(Some(_))));
+
+        for (suite, can_rekey) in [(TLS12, true), (TLS13, false)] {
+            let (_opener, mut sealer) = halves(suite, can_rekey);
+            sealer.records = RECORDS_PER_KEY;
+            assert_eq!(sealer.due_key_update(), Err(RecordError::KeyExhausted), "{suite:?}");
+        }
+    }
+}
