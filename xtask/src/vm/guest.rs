@@ -10,6 +10,15 @@ use tlsplice_fixtures::{Error, Result};
 use super::Unpacked;
 use super::kernel::{Kernel, Tls};
 
+/// What is run in each guest.
+#[derive(Clone, Copy)]
+pub(crate) struct Plan<'a> {
+    /// The first of [`OFFLOADS`], or all.
+    pub(crate) offloads: &'a [&'a str],
+    /// Part of the names of tests.
+    pub(crate) filter: Option<&'a str>,
+}
+
 /// Where the gateway lies.
 pub(super) const GATEWAY: &str = "/t/debug/tlsplice";
 
@@ -17,8 +26,8 @@ pub(super) const GATEWAY: &str = "/t/debug/tlsplice";
 pub(super) const SUITES: [&str; 7] =
     ["http", "identity", "operations", "refusals", "splice", "tls", "websocket"];
 
-/// Values of `offload` that everything is run with.
-const OFFLOADS: [&str; 2] = ["always", "never"];
+/// Values of `offload` that everything is run with. Kernels that cannot do what the first asks for do as the second.
+pub(crate) const OFFLOADS: [&str; 2] = ["always", "never"];
 
 /// Time for one test program, in seconds; emulation is slow, and its host is busy.
 const SUITE_SECONDS: u32 = 240;
@@ -38,10 +47,10 @@ pub(super) fn suite(name: &str) -> String {
 }
 
 /// What the guest runs as its first process.
-pub(super) fn script(modules: &[&str], filter: Option<&str>) -> String {
+pub(super) fn script(modules: &[&str], plan: Plan<'_>) -> String {
     let modules = modules.join(" ");
-    let (offloads, suites) = (OFFLOADS.join(" "), SUITES.join(" "));
-    let filter = filter.unwrap_or_default();
+    let (offloads, suites) = (plan.offloads.join(" "), SUITES.join(" "));
+    let filter = plan.filter.unwrap_or_default();
     format!(
         "#!/bin/busybox sh\n\
          /bin/busybox --install -s /bin\n\
@@ -81,13 +90,13 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Boots a kernel and reads what its console says. `is_filtered`: too little may run to expect much of it.
+/// Boots a kernel and reads what its console says.
 pub(super) fn boot(
     directory: &Path,
     kernel: &Kernel,
     unpacked: &Unpacked,
     initramfs: &Path,
-    is_filtered: bool,
+    plan: Plan<'_>,
 ) -> Result<Verdict> {
     let output = Command::new("timeout")
         .arg(GUEST_SECONDS.to_string())
@@ -105,14 +114,14 @@ pub(super) fn boot(
     let console = String::from_utf8_lossy(&output.stdout).replace('\r', "");
     let log = directory.join(format!("console-{}.log", kernel.name));
     fs::write(&log, &console).map_err(Error::io(format!("cannot write {}", log.display())))?;
-    let mut verdict = judge(&console, kernel.tls, is_filtered);
+    let mut verdict = judge(&console, kernel.tls, plan);
     if !verdict.is_good() {
         verdict.problems.push(format!("the console is in {}", log.display()));
     }
     Ok(verdict)
 }
 
-fn judge(console: &str, expected: Tls, is_filtered: bool) -> Verdict {
+fn judge(console: &str, expected: Tls, plan: Plan<'_>) -> Verdict {
     let mut verdict = Verdict { passed: 0, failed: 0, problems: Vec::new() };
     let (mut section, mut results) = (String::new(), 0);
     let (mut connections, mut capabilities) = (Vec::new(), Vec::new());
@@ -140,7 +149,7 @@ fn judge(console: &str, expected: Tls, is_filtered: bool) -> Verdict {
     if !console.lines().any(|line| line == DONE) {
         verdict.problems.push(format!("the guest ended within `{section}`"));
     }
-    let suites = OFFLOADS.len() * SUITES.len();
+    let suites = plan.offloads.len() * SUITES.len();
     if results != suites {
         verdict.problems.push(format!("{results} of {suites} test programs came to a result"));
     }
@@ -151,7 +160,8 @@ fn judge(console: &str, expected: Tls, is_filtered: bool) -> Verdict {
     }
     let by_kernel = connections.first().copied().unwrap_or(0);
     let is_enough = by_kernel >= KERNEL_CONNECTIONS_MIN;
-    if expected != Tls::None && !is_enough && !is_filtered {
+    // With a filter too little may run to expect much of it.
+    if expected != Tls::None && !is_enough && plan.filter.is_none() {
         verdict.problems.push(format!("the kernel took over {by_kernel} connections only"));
     }
     verdict
@@ -175,6 +185,8 @@ fn capabilities_of(lines: &[String]) -> Option<Tls> {
 mod tests {
     use super::*;
 
+    const PLAN: Plan<'_> = Plan { offloads: &OFFLOADS, filter: None };
+
     fn console(middle: &str) -> String {
         let mut text = "VERSION TLS in user space, at more CPU: no module\n".to_owned();
         for _ in 0..OFFLOADS.len() * SUITES.len() {
@@ -187,15 +199,15 @@ mod tests {
 
     #[test]
     fn a_console_without_a_problem_is_good() {
-        assert!(judge(&console(""), Tls::None, false).is_good());
+        assert!(judge(&console(""), Tls::None, PLAN).is_good());
     }
 
     #[test]
     fn failures_panics_and_other_capabilities_are_not() {
-        assert!(!judge(&console("test b ... FAILED\n"), Tls::None, false).is_good());
-        assert!(!judge(&console("PROBLEM module tls\n"), Tls::None, false).is_good());
-        assert!(!judge(&console(""), Tls::Keys, false).is_good());
-        assert!(!judge("Kernel panic", Tls::None, false).is_good());
-        assert!(!judge(&console("").replace(DONE, ""), Tls::None, false).is_good());
+        assert!(!judge(&console("test b ... FAILED\n"), Tls::None, PLAN).is_good());
+        assert!(!judge(&console("PROBLEM module tls\n"), Tls::None, PLAN).is_good());
+        assert!(!judge(&console(""), Tls::Keys, PLAN).is_good());
+        assert!(!judge("Kernel panic", Tls::None, PLAN).is_good());
+        assert!(!judge(&console("").replace(DONE, ""), Tls::None, PLAN).is_good());
     }
 }

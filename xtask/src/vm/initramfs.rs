@@ -19,7 +19,7 @@ pub(super) fn write(
     name: &str,
     unpacked: &Unpacked,
     programs: &[Program],
-    filter: Option<&str>,
+    plan: guest::Plan<'_>,
 ) -> Result<PathBuf> {
     let read =
         |path: &Path| fs::read(path).map_err(Error::io(format!("cannot read {}", path.display())));
@@ -43,7 +43,7 @@ pub(super) fn write(
         archive.add(program.place.trim_start_matches('/'), PROGRAM, &read(&program.file)?);
     }
     let names: Vec<&str> = modules.iter().map(|(name, _)| name.as_str()).collect();
-    archive.add("init", PROGRAM, guest::script(&names, filter).as_bytes());
+    archive.add("init", PROGRAM, guest::script(&names, plan).as_bytes());
     let path = directory.join(format!("initramfs-{name}.cpio"));
     fs::write(&path, archive.finish())
         .map_err(Error::io(format!("cannot write {}", path.display())))?;
