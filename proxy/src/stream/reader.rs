@@ -292,38 +292,48 @@ impl<T: Transport> Reader<T> {
         if let Some(cause) = self.watch.shut() {
             return Err(cause.into());
         }
-        if self.buffer.spare() == 0 {
+        let is_kernel = matches!(self.layer, Layer::Kernel(_));
+        if is_kernel && KernelOpener::is_control(&error) {
+            return self.take_control();
+        }
+        match KernelOpener::record_error(&error) {
+            Some(record) if is_kernel => Err(self.fail(record)),
+            _ => Err(error.into()),
+        }
+    }
+
+    /// Takes the record that is not data, at which the kernel stopped.
+    fn take_control(&mut self) -> Result<(), StreamError> {
+        /// More than any message that may come has, so that it comes in one piece.
+        const ROOM_BYTES: usize = 64;
+        if self.buffer.spare() < ROOM_BYTES {
             self.grow(Class::Bulk);
         }
         let (Layer::Kernel(opener), Some(socket)) = (&mut self.layer, self.io.kernel_tls()) else {
-            return Err(error.into());
+            return Ok(());
         };
-        if KernelOpener::is_control(&error) {
-            return match opener.take(socket, self.buffer.spare_mut()) {
-                Ok(Taken::Nothing | Taken::Handled) => Ok(()),
-                Ok(Taken::CloseNotify) => {
-                    self.end = Some(End::Clean);
-                    Ok(())
-                }
-                // Zero bytes of data are the end of the stream, or an empty record: the next receive tells.
-                Ok(Taken::Data(count)) => {
-                    self.buffer.advance(count);
-                    Ok(())
-                }
-                Err(KernelRecordError::Record(error)) => {
-                    self.record_error = Some(error);
-                    Err(error.into())
-                }
-                Err(KernelRecordError::Io(error)) => Err(error.into()),
-            };
-        }
-        match KernelOpener::record_error(&error) {
-            Some(error) => {
-                self.record_error = Some(error);
-                Err(error.into())
+        match opener.take(socket, self.buffer.spare_mut()) {
+            Ok(Taken::Handled) => Ok(()),
+            Ok(Taken::CloseNotify) => {
+                self.end = Some(End::Clean);
+                Ok(())
             }
-            None => Err(error.into()),
+            // Zero bytes of data are the end of the stream, or an empty record: the next receive tells.
+            Ok(Taken::Data(count)) => {
+                self.buffer.advance(count);
+                Ok(())
+            }
+            // What is no record at all gives the same error, once; after that nothing would ever come.
+            Ok(Taken::Nothing) => Err(self.fail(RecordError::Malformed)),
+            Err(KernelRecordError::Record(record)) => Err(self.fail(record)),
+            Err(KernelRecordError::Io(error)) => Err(error.into()),
         }
+    }
+
+    /// Remembers the error for the alert.
+    fn fail(&mut self, error: RecordError) -> StreamError {
+        self.record_error = Some(error);
+        error.into()
     }
 
     fn on_eof(&mut self) -> Result<(), StreamError> {
