@@ -153,6 +153,8 @@ fn the_record_layer_runs_where_it_should() {
     assert_eq!(Client::tls(gateway.https).get("/").text(), "ok");
     let can_kernel = gateway.diagnostics().contains("in the kernel: ");
     assert_eq!(tls_path(&gateway), if can_kernel { "kernel" } else { "user" });
+    let line = gateway.wait_for_access(|_| true);
+    assert_eq!(line["tls_reason"].is_null(), can_kernel, "a reason is given: {line}");
 }
 
 #[test]

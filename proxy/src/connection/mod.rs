@@ -300,6 +300,7 @@ fn new_record<T: crate::transport::Transport>(client: ClientAddr, session: &Sess
         fault: None,
         reason: None,
         tls: session.tls,
+        tls_reason: session.tls_reason,
         path: DataPath::Copy,
         agent: None,
         referer: None,

@@ -14,7 +14,7 @@ use crate::message::Version;
 use crate::message::reply::{self, Refusal};
 use crate::pool::Network;
 use crate::stream::{Reader, StreamError, Writer};
-use crate::telemetry::TlsPath;
+use crate::telemetry::{TlsPath, UserReason};
 use crate::timers::{Activity, Watched};
 use crate::transport::{Buffer, Transport};
 
@@ -24,6 +24,8 @@ pub(super) struct Session<T: Transport> {
     pub reader: Reader<T>,
     pub writer: Writer<T>,
     pub tls: TlsPath,
+    /// Why it is not the kernel that runs the record layer.
+    pub tls_reason: Option<UserReason>,
 }
 
 /// Why there is no session.
@@ -60,10 +62,14 @@ pub(super) async fn establish<N: Network>(
     if door.service != Service::Https {
         let reader = Reader::plain(Rc::clone(&watch), io.clone(), buffers());
         let writer = Writer::plain(Rc::clone(&watch), io, buffers(), write_timeout);
-        return Ok(Session { watch, reader, writer, tls: TlsPath::None });
+        return Ok(Session { watch, reader, writer, tls: TlsPath::None, tls_reason: None });
     }
     let tls = config.tls.clone().ok_or(SessionError::NoCertificate)?;
     // Decided before the first byte: for the kernel nothing may be read beyond the handshake.
+    let mut reason = match door.offload {
+        Offload::Never => UserReason::Configured,
+        Offload::Auto | Offload::Always => UserReason::NoKernelTls,
+    };
     let is_for_kernel = door.offload != Offload::Never && core.kernel_tls.is_any();
     watch.receive_within(config.limits.handshake_timeout);
     let mut handshake = Handshake::new(tls)?;
@@ -89,9 +95,13 @@ pub(super) async fn establish<N: Network>(
             Ok(Progress::Established(established)) => {
                 watch.receive_at_leisure();
                 let mut established = *established;
+                let is_possible = kernel::is_possible(&established, &core.kernel_tls);
+                if is_for_kernel {
+                    reason = if is_possible { UserReason::Refused } else { UserReason::Cipher };
+                }
                 if is_for_kernel
+                    && is_possible
                     && input.is_empty()
-                    && kernel::is_possible(&established, &core.kernel_tls)
                     && let Some(socket) = io.kernel_tls()
                 {
                     established = match kernel::handover(established, socket, &core.kernel_tls) {
@@ -101,7 +111,13 @@ pub(super) async fn establish<N: Network>(
                             let reader = Reader::kernel(watched(), io.clone(), buffers(), opener);
                             let writer =
                                 Writer::kernel(watched(), io, buffers(), write_timeout, sealer);
-                            return Ok(Session { watch, reader, writer, tls: TlsPath::Kernel });
+                            return Ok(Session {
+                                watch,
+                                reader,
+                                writer,
+                                tls: TlsPath::Kernel,
+                                tls_reason: None,
+                            });
                         }
                         Err(HandoverError::Refused(established, error)) => {
                             tracing::debug!("TLS stays in user space: {error}");
@@ -113,7 +129,13 @@ pub(super) async fn establish<N: Network>(
                 let (opener, sealer) = ktls::session(established)?;
                 let reader = Reader::tls(Rc::clone(&watch), io.clone(), buffers(), opener, input);
                 let writer = Writer::tls(Rc::clone(&watch), io, buffers(), write_timeout, sealer);
-                return Ok(Session { watch, reader, writer, tls: TlsPath::User });
+                return Ok(Session {
+                    watch,
+                    reader,
+                    writer,
+                    tls: TlsPath::User,
+                    tls_reason: Some(reason),
+                });
             }
             Err(HandshakeError::PlainHttp) => {
                 let mut reply = Vec::new();
@@ -122,7 +144,8 @@ pub(super) async fn establish<N: Network>(
                 wire.push_all(&reply).await?;
                 wire.flush().await?;
                 let reader = Reader::plain(Rc::clone(&watch), io, buffers());
-                let mut session = Session { watch, reader, writer: wire, tls: TlsPath::None };
+                let mut session =
+                    Session { watch, reader, writer: wire, tls: TlsPath::None, tls_reason: None };
                 super::close(&mut session).await;
                 return Err(HandshakeError::PlainHttp.into());
             }

@@ -49,6 +49,20 @@ pub enum TlsPath {
     None,
 }
 
+/// Why the record layer did not run in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UserReason {
+    /// `offload = "never"`.
+    Configured,
+    /// This kernel cannot; the start-up report says why.
+    NoKernelTls,
+    /// This kernel lacks the cipher that was negotiated.
+    Cipher,
+    /// The kernel refused this connection, or more than the handshake had been received.
+    Refused,
+}
+
 /// How payload was moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -109,6 +123,9 @@ pub struct Record {
     pub reason: Option<String>,
     /// Where the record layer runs.
     pub tls: TlsPath,
+    /// Why not in the kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_reason: Option<UserReason>,
     /// How payload was moved.
     pub path: DataPath,
     /// User agent, for the combined format.
@@ -219,6 +236,7 @@ mod tests {
             fault: Some(Fault::Upstream),
             reason: Some("refused".into()),
             tls: TlsPath::User,
+            tls_reason: Some(UserReason::Configured),
             path: DataPath::Copy,
             agent: None,
             referer: None,
