@@ -23,8 +23,8 @@ pub(crate) struct Plan<'a> {
 pub(super) const GATEWAY: &str = "/t/debug/tlsplice";
 
 /// Test programs that run on a kernel alone, without Tomcat and browser.
-pub(super) const SUITES: [&str; 7] =
-    ["http", "identity", "operations", "refusals", "splice", "tls", "websocket"];
+pub(super) const SUITES: [&str; 8] =
+    ["http", "identity", "operations", "records", "refusals", "splice", "tls", "websocket"];
 
 /// Values of `offload` that everything is run with. Kernels that cannot do what the first asks for do as the second.
 pub(crate) const OFFLOADS: [&str; 2] = ["always", "never"];
