@@ -75,7 +75,7 @@ fn cargo(what: &str, arguments: &[&str]) -> Result<()> {
 }
 
 fn ensure_packages() -> Result<()> {
-    let wanted: Vec<&str> = packages::TOMCAT.iter().chain(packages::BROWSER).copied().collect();
+    let wanted = [packages::TOMCAT, packages::BROWSER, packages::CLIENTS].concat();
     tools::ensure_packages(&wanted)
 }
 
