@@ -53,7 +53,7 @@ use toml::de::DeTable;
 
 pub use model::{
     AccessLog, App, CertificateSummary, Config, EndpointAddr, HeaderEdits, Host, Limits, Listener,
-    LogFormat, LogTarget, Offload, Route, Service, Upstream,
+    LogFormat, LogTarget, Offload, Route, Service, Splice, Upstream,
 };
 pub use report::{Problem, Report, Severity};
 pub use source::{Disk, FILE_BYTES_MAX, FileContents, FileSource};

@@ -19,7 +19,7 @@ use jiff::Timestamp;
 
 use crate::addr::ClientAddr;
 use crate::buffers::Buffers;
-use crate::config::{App, Offload, Service};
+use crate::config::{App, Offload, Service, Splice};
 use crate::error::Fault;
 use crate::generation::Generation;
 use crate::ktls::RecordError;
@@ -59,6 +59,8 @@ pub struct Door {
     pub port: u16,
     /// Whether the kernel may take TLS over there.
     pub offload: Offload,
+    /// Whether bulk data may move inside the kernel.
+    pub splice: Splice,
 }
 
 /// What becomes of a connection after an exchange.
@@ -302,6 +304,7 @@ fn new_record<T: crate::transport::Transport>(client: ClientAddr, session: &Sess
         tls: session.tls,
         tls_reason: session.tls_reason,
         path: DataPath::Copy,
+        path_reason: None,
         agent: None,
         referer: None,
     }

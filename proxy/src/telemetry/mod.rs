@@ -3,5 +3,5 @@
 mod line;
 mod log;
 
-pub use line::{DataPath, Kind, Outcome, Record, TlsPath, UserReason};
+pub use line::{CopyReason, DataPath, Kind, Outcome, Record, TlsPath, UserReason};
 pub use log::AccessLog;

@@ -214,6 +214,11 @@ impl Splicer for Socket {
         sys::splice(self.as_fd(), pipe.write.as_fd(), count)
     }
 
+    fn fill_opened(&self, pipe: &Pipe, count: usize) -> io::Result<usize> {
+        // Kernel TLS asks the call whether to wait, not the descriptor (`tls_sw_splice_read`).
+        sys::splice(self.as_fd(), pipe.write.as_fd(), count)
+    }
+
     fn drain(&self, pipe: &Pipe, count: usize) -> io::Result<usize> {
         // Towards a socket `splice(2)` asks the descriptor whether to wait. It must not stay like this: operations that
         // begin on it would not wait either.
