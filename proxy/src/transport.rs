@@ -223,6 +223,12 @@ pub trait KernelTls {
     /// The error of `recvmsg(2)`; `EINTR` has been retried.
     fn recv_record(&self, into: &mut [u8]) -> io::Result<(u8, usize)>;
 
+    /// Records protected so far by the key of one direction.
+    ///
+    /// # Errors
+    /// The error of `getsockopt(2)`.
+    fn sequence(&self, direction: TlsDirection) -> io::Result<u64>;
+
     /// Sends `message` as one record of this content type.
     ///
     /// # Errors

@@ -29,6 +29,10 @@ use crate::transport::Transport;
 /// How long an early response may take after the upstream stopped reading the request.
 const EARLY_RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Said when a connection ends for the sake of its key.
+const KEY_WORN: &str =
+    "a TLS key has protected as many records as it may and cannot be changed: the connection ends";
+
 /// Why an exchange did not complete.
 enum Failure {
     /// Nothing was sent to the client yet: it can be told.
@@ -133,8 +137,11 @@ async fn attempt<N: Network>(
         response_started: Cell::new(false),
         upstream_spoke: Cell::new(None),
         status: Cell::new(0),
-        close: Cell::new(!forward.keep_alive),
+        close: Cell::new(!forward.keep_alive || session.is_key_worn()),
     };
+    if forward.keep_alive && session.is_key_worn() {
+        tracing::info!(client = %record.client, "{KEY_WORN}");
+    }
     let (wire_before, read_before) = (lease.writer.wire_count(), session.reader.count());
     let before = Moved::until_now(core, session, &lease);
     let result = exchange(shared, route, session, forward, &mut lease, &progress).await;
@@ -512,6 +519,10 @@ async fn tunnel<N: Network>(
                 Ending::Closed => Outcome::Complete,
                 Ending::Idle => Outcome::Idle,
                 Ending::Drained => Outcome::Drained,
+                Ending::KeyWorn => {
+                    tracing::info!(client = %record.client, "{KEY_WORN}");
+                    Outcome::KeyWorn
+                }
             };
             After::Close
         }

@@ -44,6 +44,11 @@ impl<T: Transport> Session<T> {
         }
         Self { watch, reader, writer, tls, tls_reason, splice }
     }
+
+    /// Whether a TLS key has protected so many records that the connection should end at the next opportunity.
+    pub(super) fn is_key_worn(&self) -> bool {
+        self.reader.is_key_worn() || self.writer.is_key_worn()
+    }
 }
 
 /// Why there is no session.

@@ -32,7 +32,7 @@ pub(super) async fn splice<T: Transport, U: Transport>(
             Next::Fill(count) => {
                 let result = source.fill(pipe.get(), count);
                 if let Ok(count) = result {
-                    from.on_spliced(count);
+                    from.on_spliced(count).map_err(from_error)?;
                 }
                 flow.on_filled(result)
             }

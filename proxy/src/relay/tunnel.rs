@@ -22,6 +22,8 @@ pub enum Ending {
     Idle,
     /// The gateway is being stopped and its drain deadline has passed.
     Drained,
+    /// A TLS key has protected as many records as it may, and cannot be changed.
+    KeyWorn,
 }
 
 /// Moves bytes between a client (`down`) and an upstream (`up`) until both directions have ended. Bytes that either
@@ -80,6 +82,9 @@ async fn direction<T: Transport, U: Transport>(
             from.consume(from.filled().len());
             to.flush().await.map_err(to_error)?;
             touch();
+        }
+        if from.is_key_worn() || to.is_key_worn() {
+            return Ok(Ending::KeyWorn);
         }
         let mut leaves_rest = false;
         while may_splice

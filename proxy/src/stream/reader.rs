@@ -267,10 +267,31 @@ impl<T: Transport> Reader<T> {
     }
 
     /// Says that bytes left the socket without being seen here.
-    pub fn on_spliced(&mut self, count: usize) {
+    ///
+    /// # Errors
+    /// [`StreamError::Record`] when the key of the peer has protected more than it may.
+    pub fn on_spliced(&mut self, count: usize) -> Result<(), StreamError> {
         self.count += count as u64;
-        if let Layer::Kernel(opener) = &mut self.layer {
-            opener.on_data();
+        self.on_data(count)
+    }
+
+    fn on_data(&mut self, count: usize) -> Result<(), StreamError> {
+        let (Layer::Kernel(opener), Some(socket)) = (&mut self.layer, self.io.kernel_tls()) else {
+            return Ok(());
+        };
+        opener.on_data(socket, count).map_err(|error| {
+            self.record_error = Some(error);
+            error.into()
+        })
+    }
+
+    /// Whether the peer's key has protected so many records that the connection should end at the next opportunity.
+    #[must_use]
+    pub fn is_key_worn(&self) -> bool {
+        match &self.layer {
+            Layer::None => false,
+            Layer::User(opener) => opener.is_key_worn(),
+            Layer::Kernel(opener) => opener.is_key_worn(),
         }
     }
 
@@ -361,9 +382,7 @@ impl<T: Transport> Reader<T> {
         match result {
             Ok(0) => self.on_eof(),
             Ok(count) => {
-                if let Layer::Kernel(opener) = &mut self.layer {
-                    opener.on_data();
-                }
+                self.on_data(count)?;
                 match demand {
                     Demand::Beginning => Ok(()),
                     Demand::Everything => {

@@ -223,6 +223,16 @@ impl<T: Transport> Writer<T> {
         self.is_spliceable = false;
     }
 
+    /// Whether our key has sealed so many records that the connection should end at the next opportunity.
+    #[must_use]
+    pub fn is_key_worn(&self) -> bool {
+        match &self.layer {
+            Layer::None => false,
+            Layer::User(sealer) => sealer.is_key_worn(),
+            Layer::Kernel(sealer) => sealer.is_key_worn(),
+        }
+    }
+
     /// Whether output can be spliced, when nothing is staged.
     #[must_use]
     pub fn may_splice(&self) -> bool {

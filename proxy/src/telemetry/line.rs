@@ -35,6 +35,8 @@ pub enum Outcome {
     Idle,
     /// A tunnel ended because the gateway was stopped.
     Drained,
+    /// A tunnel ended because a TLS key had protected as many records as it may.
+    KeyWorn,
 }
 
 /// Where the record layer of the connection runs.

@@ -242,6 +242,10 @@ impl KernelTls for Socket {
         sys::tls::recv_record(self.as_fd(), into)
     }
 
+    fn sequence(&self, direction: TlsDirection) -> io::Result<u64> {
+        sys::tls::sequence(self.as_fd(), direction)
+    }
+
     fn send_record(&self, content_type: u8, message: &[u8]) -> io::Result<()> {
         sys::tls::send_record(self.as_fd(), content_type, message)
     }
