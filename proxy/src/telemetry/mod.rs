@@ -1,7 +1,11 @@
-//! What happened, told to people: one access-log line per request and per tunnel.
+//! What happened, told to people: one access-log line per request and per tunnel. And what the kernel has measured.
 
+mod latency;
 mod line;
 mod log;
+mod meter;
 
+pub use latency::Latency;
 pub use line::{DataPath, Kind, Outcome, Record, TlsPath, UserReason};
 pub use log::AccessLog;
+pub use meter::{Direction, Meter, Reading, Stats};
