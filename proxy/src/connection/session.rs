@@ -14,7 +14,7 @@ use crate::message::Version;
 use crate::message::reply::{self, Refusal};
 use crate::pool::Network;
 use crate::stream::{Reader, StreamError, Writer};
-use crate::telemetry::{TlsPath, UserReason};
+use crate::telemetry::{Direction, Gauge, TlsPath, UserReason};
 use crate::timers::{Activity, Watched};
 use crate::transport::{Buffer, Transport};
 
@@ -26,6 +26,24 @@ pub(super) struct Session<T: Transport> {
     pub tls: TlsPath,
     /// Why it is not the kernel that runs the record layer.
     pub tls_reason: Option<UserReason>,
+    /// Measures the connection, when it is measured.
+    pub gauge: Option<Rc<Gauge>>,
+}
+
+impl<T: Transport> Session<T> {
+    /// Has the connection measured from now on.
+    pub(super) fn measure(&mut self, gauge: Gauge) {
+        let gauge = Rc::new(gauge);
+        self.reader.measure(Rc::clone(&gauge));
+        self.gauge = Some(gauge);
+    }
+
+    /// What the client sent last was not for the application.
+    pub(super) fn on_answered_here(&self) {
+        if let Some(gauge) = &self.gauge {
+            gauge.swallowed(Direction::Up);
+        }
+    }
 }
 
 /// Why there is no session.
@@ -62,7 +80,14 @@ pub(super) async fn establish<N: Network>(
     if door.service != Service::Https {
         let reader = Reader::plain(Rc::clone(&watch), io.clone(), buffers());
         let writer = Writer::plain(Rc::clone(&watch), io, buffers(), write_timeout);
-        return Ok(Session { watch, reader, writer, tls: TlsPath::None, tls_reason: None });
+        return Ok(Session {
+            watch,
+            reader,
+            writer,
+            tls: TlsPath::None,
+            tls_reason: None,
+            gauge: None,
+        });
     }
     let tls = config.tls.clone().ok_or(SessionError::NoCertificate)?;
     // Decided before the first byte: for the kernel nothing may be read beyond the handshake.
@@ -117,6 +142,7 @@ pub(super) async fn establish<N: Network>(
                                 writer,
                                 tls: TlsPath::Kernel,
                                 tls_reason: None,
+                                gauge: None,
                             });
                         }
                         Err(HandoverError::Refused(established, error)) => {
@@ -135,6 +161,7 @@ pub(super) async fn establish<N: Network>(
                     writer,
                     tls: TlsPath::User,
                     tls_reason: Some(reason),
+                    gauge: None,
                 });
             }
             Err(HandshakeError::PlainHttp) => {
@@ -144,8 +171,14 @@ pub(super) async fn establish<N: Network>(
                 wire.push_all(&reply).await?;
                 wire.flush().await?;
                 let reader = Reader::plain(Rc::clone(&watch), io, buffers());
-                let mut session =
-                    Session { watch, reader, writer: wire, tls: TlsPath::None, tls_reason: None };
+                let mut session = Session {
+                    watch,
+                    reader,
+                    writer: wire,
+                    tls: TlsPath::None,
+                    tls_reason: None,
+                    gauge: None,
+                };
                 super::close(&mut session).await;
                 return Err(HandshakeError::PlainHttp.into());
             }

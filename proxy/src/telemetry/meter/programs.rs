@@ -18,6 +18,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/tlsplice.bp
 /// Connections that may wait to be accepted, on top of those that are served.
 const WAITING_MAX: u32 = 4096;
 
+/// Idle connections to upstreams, which stay linked, on top of those in use.
+const IDLE_MAX: u32 = 4096;
+
 /// Why nothing is measured. Each says what to do.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LoadError {
@@ -89,7 +92,7 @@ impl Programs {
         let pairs = connections.saturating_mul(2);
         let mut programs = EbpfLoader::new()
             .map_max_entries("CONNS", capacity)
-            .map_max_entries("SOCKS", pairs)
+            .map_max_entries("SOCKS", pairs.saturating_add(IDLE_MAX))
             .map_max_entries("PEND", pairs)
             .map_max_entries("HIST", pairs)
             .load(OBJECT)
