@@ -67,3 +67,6 @@ pub mod gateway;
 
 /// One core.
 pub mod worker;
+
+/// Tomcat's side: the valve that makes it believe this gateway, and nobody else. Not on a byte's path.
+pub mod valve;
