@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tlsplice::config::{Config, Loaded};
+use tlsplice::doctor::{self, Verdict};
 use tlsplice::ktls::probe::Support;
 use tlsplice::valve::{self, Sources};
 use tlsplice::{gateway, uring};
@@ -50,6 +51,19 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Find what stands between this machine and a good gateway, what it costs, and the command that cures it.
+    ///
+    /// Changes nothing. With a configuration also: certificates, ports, upstreams, the gateway that runs with it as a
+    /// browser sees it, and a private one between a client and an origin of its own. Exit status: 0 nothing failed
+    /// (perhaps with warnings), 1 something failed, 2 wrong command line.
+    Doctor {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the RemoteIpValve that makes Tomcat believe this gateway and nobody else, or judge the one it has.
     ///
     /// Exit status: 0 printed, or nothing found; 1 something found, or no address to print; 2 wrong command line.
@@ -85,6 +99,7 @@ fn main() -> ExitCode {
     match arguments.command {
         Some(Command::Run { config }) => run(&config),
         Some(Command::Check { config }) => check(&config),
+        Some(Command::Doctor { config, json }) => doctor(config.as_deref(), json),
         Some(Command::TomcatValve { config, lint, source }) => {
             tomcat_valve(&config, lint.as_deref(), &source)
         }
@@ -122,6 +137,15 @@ fn check(path: &Path) -> ExitCode {
         config.upstreams.len()
     );
     ExitCode::SUCCESS
+}
+
+fn doctor(path: Option<&Path>, json: bool) -> ExitCode {
+    let findings = doctor::examine(path);
+    match json.then(|| serde_json::to_string_pretty(&findings)) {
+        Some(Ok(text)) => println!("{text}"),
+        Some(Err(_)) | None => print!("{}", findings.render()),
+    }
+    if findings.verdict == Verdict::Fail { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn tomcat_valve(path: &Path, lint: Option<&Path>, source: &[IpAddr]) -> ExitCode {
