@@ -113,6 +113,24 @@ fn a_running_gateway_is_seen_from_both_ends() {
 }
 
 #[test]
+fn a_configuration_in_the_working_directory_is_tried_too() {
+    let demo = Demo::start().expect("it starts");
+    let setting = Setting::new(demo.address());
+    for name in ["certificate", "key"] {
+        let from = if name == "key" { &certificate().key } else { &certificate().chain };
+        fs::copy(from, setting.directory.path().join(name)).expect("it is copied");
+    }
+    let text = fs::read_to_string(setting.file()).expect("it is there");
+    let text = text.replace(&format!("{:?}", certificate().chain), "\"certificate\"");
+    let text = text.replace(&format!("{:?}", certificate().key), "\"key\"");
+    fs::write(setting.file(), text).expect("it is written");
+    let mut command = Command::new(binary());
+    command.args(["doctor", "--json", "--config", "tlsplice.toml"]);
+    let output = command.current_dir(setting.directory.path()).output().expect("it runs");
+    assert_found(&findings(&output), "identity", "ok", "forged");
+}
+
+#[test]
 fn a_tunnel_with_its_subprotocol_is_good_and_one_without_is_not() {
     for (field, verdict, part) in [
         (
@@ -220,6 +238,54 @@ fn a_ring_for_which_there_is_no_descriptor_fails() {
         .expect("it runs");
     assert_eq!(output.status.code(), Some(1));
     assert_found(&findings(&output), "io_uring", "fail", "descriptor");
+}
+
+/// A seccomp filter that answers one system call with this error and allows all others (`linux/filter.h`).
+fn seccomp_filter(call: u32, errno: u32) -> Vec<u8> {
+    let instruction = |code: u16, jump: [u8; 2], k: u32| {
+        let mut bytes = code.to_ne_bytes().to_vec();
+        bytes.extend(jump);
+        bytes.extend(k.to_ne_bytes());
+        bytes
+    };
+    [
+        instruction(0x20, [0, 0], 0),    // load the number of the call
+        instruction(0x15, [0, 1], call), // is it this one?
+        instruction(0x06, [0, 0], 0x0005_0000 | errno), // yes: the error
+        instruction(0x06, [0, 0], 0x7fff_0000), // no: go on
+    ]
+    .concat()
+}
+
+#[test]
+fn a_seccomp_filter_that_refuses_or_hides_io_uring_fails() {
+    const IO_URING_SETUP: u32 = 425;
+    const EPERM: u32 = 1;
+    const ENOSYS: u32 = 38;
+    #[cfg(target_arch = "x86_64")]
+    const PRCTL_AND_SECCOMP: &str = "157 317";
+    #[cfg(target_arch = "aarch64")]
+    const PRCTL_AND_SECCOMP: &str = "167 277";
+    // PR_SET_NO_NEW_PRIVS, SECCOMP_SET_MODE_FILTER with a `sock_fprog`, and the program. Debian is never without Perl.
+    const LOADER: &str = r#"
+        my ($prctl, $seccomp) = split " ", shift; my $filter = pack "H*", shift;
+        syscall($prctl, 38, 1, 0, 0, 0) == 0 or die "prctl: $!";
+        my $program = pack "S x6 P", length($filter) / 8, $filter;
+        syscall($seccomp, 1, 0, $program) == 0 or die "seccomp: $!";
+        exec @ARGV or die "exec: $!";
+    "#;
+    for (errno, part) in [(EPERM, "seccomp filter"), (ENOSYS, "no io_uring, or a seccomp filter")] {
+        let filter = seccomp_filter(IO_URING_SETUP, errno);
+        let hex: String = filter.iter().map(|byte| format!("{byte:02x}")).collect();
+        let output = Command::new("perl")
+            .args(["-e", LOADER, PRCTL_AND_SECCOMP, &hex])
+            .arg(binary())
+            .args(["doctor", "--json"])
+            .output()
+            .expect("it runs");
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert_found(&findings(&output), "io_uring", "fail", part);
+    }
 }
 
 #[test]

@@ -60,8 +60,11 @@ fn problems(report: &crate::config::Report) -> Vec<Finding> {
             0 => problem.message.clone(),
             line => format!("{}:{line}: {}", report.file().display(), problem.message),
         };
-        let expected = || format!("write {}", problem.expected);
-        let cure = problem.hint.clone().unwrap_or_else(expected);
+        let cure = match (&problem.hint, problem.expected.as_str()) {
+            (Some(hint), _) => hint.clone(),
+            (None, "") => format!("tlsplice check --config {}", report.file().display()),
+            (None, expected) => format!("write {expected}"),
+        };
         match problem.severity {
             Severity::Error => Finding::fail("config", fact, "the gateway does not start", cure),
             Severity::Warning => Finding::warn("config", fact, "it serves, for now", cure),

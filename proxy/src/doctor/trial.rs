@@ -114,7 +114,10 @@ struct PrivateGateway {
 impl PrivateGateway {
     fn start(config: &Path, origin: SocketAddr) -> io::Result<Self> {
         let text = fs::read_to_string(config)?;
-        let directory = config.parent().unwrap_or(Path::new("."));
+        let directory = config
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         let (certificate, key) = identity_files(&text, directory)
             .ok_or_else(|| io::Error::other("the configuration names no certificate"))?;
         let text = format!(

@@ -90,7 +90,7 @@ fn network_v6(network: Ipv6Net) -> Option<String> {
     let groups = usize::from(network.prefix_len() / 16);
     let segments: [u16; 8] = Ipv6Addr::segments(&network.network());
     let prefix = segments.get(..groups)?;
-    let is_plain = network.prefix_len() % 16 == 0 && groups > 0 && !prefix.contains(&0);
+    let is_plain = network.prefix_len().is_multiple_of(16) && groups > 0 && !prefix.contains(&0);
     is_plain.then(|| {
         let prefix: Vec<String> = prefix.iter().map(|group| format!("{group:x}")).collect();
         format!("{}:[0-9a-f:]+", prefix.join(":"))
