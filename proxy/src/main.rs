@@ -60,6 +60,9 @@ enum Command {
         /// The configuration file.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// A path of the application that streams, such as "/events": read past the gateway that runs and through it.
+        #[arg(long, value_name = "PATH", requires = "config")]
+        stream: Option<String>,
         /// Print one JSON object.
         #[arg(long)]
         json: bool,
@@ -99,7 +102,9 @@ fn main() -> ExitCode {
     match arguments.command {
         Some(Command::Run { config }) => run(&config),
         Some(Command::Check { config }) => check(&config),
-        Some(Command::Doctor { config, json }) => doctor(config.as_deref(), json),
+        Some(Command::Doctor { config, stream, json }) => {
+            doctor(config.as_deref(), stream.as_deref(), json)
+        }
         Some(Command::TomcatValve { config, lint, source }) => {
             tomcat_valve(&config, lint.as_deref(), &source)
         }
@@ -139,8 +144,8 @@ fn check(path: &Path) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn doctor(path: Option<&Path>, json: bool) -> ExitCode {
-    let findings = doctor::examine(path);
+fn doctor(path: Option<&Path>, stream: Option<&str>, json: bool) -> ExitCode {
+    let findings = doctor::examine(path, stream);
     match json.then(|| serde_json::to_string_pretty(&findings)) {
         Some(Ok(text)) => println!("{text}"),
         Some(Err(_)) | None => print!("{}", findings.render()),

@@ -51,11 +51,15 @@ impl Setting {
 
     /// The doctor under another program, such as `prlimit`, with its exit status.
     fn doctor_under(&self, wrapper: &[&str]) -> (Option<i32>, Vec<Value>) {
+        self.doctor_with(wrapper, &[])
+    }
+
+    fn doctor_with(&self, wrapper: &[&str], more: &[&str]) -> (Option<i32>, Vec<Value>) {
         let mut words = wrapper.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
         words.push(binary().display().to_string());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).args(["doctor", "--json", "--config"]).arg(self.file());
-        let output = command.output().expect("it runs");
+        let output = command.args(more).output().expect("it runs");
         (output.status.code(), findings(&output))
     }
 
@@ -110,6 +114,23 @@ fn a_running_gateway_is_seen_from_both_ends() {
         cadence["fact"].as_str().is_some_and(|fact| fact.starts_with("25 chunks")),
         "{cadence}"
     );
+}
+
+#[test]
+fn a_stream_of_the_application_is_read_past_the_gateway_and_through_it() {
+    let demo = Demo::start().expect("it starts");
+    let setting = Setting::new(demo.address());
+    let _gateway = setting.gateway();
+    let target = "/stream?size=1&every_ms=40&count=30";
+    let (_, found) = setting.doctor_with(&[], &["--stream", target]);
+    let stream = found.iter().find(|finding| finding["topic"] == "stream").expect("it is read");
+    // A pause of its own on a loaded machine is a warning; bytes that are held back are not.
+    assert_ne!(stream["verdict"], "fail", "{stream}");
+    let fact = stream["fact"].as_str().expect("text");
+    assert!(fact.contains("through the gateway 25 pieces"), "{stream}");
+    let (status, found) = setting.doctor_with(&[], &["--stream", "/bytes/10"]);
+    assert_eq!(status, Some(0));
+    assert_found(&found, "stream", "warn", "/bytes/10");
 }
 
 #[test]

@@ -79,6 +79,11 @@ impl Client {
         self.stream.flush()
     }
 
+    /// The plaintext as it comes.
+    pub(super) fn stream(&mut self) -> &mut impl Read {
+        &mut self.stream
+    }
+
     /// Receives a head; what came behind it stays.
     pub(super) fn head(&mut self) -> io::Result<Head> {
         let text = self.until(b"\r\n\r\n")?;

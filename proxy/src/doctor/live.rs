@@ -11,7 +11,7 @@ use super::client::{Client, upgrade};
 use crate::config::{App, Config, Host, Listener, Route, Service};
 
 /// Looks at one listener: certificate, an answer for each route, and Guacamole's WebSocket.
-pub(super) fn examine(config: &Config, listener: &Listener) -> Vec<Finding> {
+pub(super) fn examine(config: &Config, listener: &Listener, stream: Option<&str>) -> Vec<Finding> {
     if listener.service != Service::Https {
         return Vec::new();
     }
@@ -27,6 +27,9 @@ pub(super) fn examine(config: &Config, listener: &Listener) -> Vec<Finding> {
         if route.app == App::Guacamole {
             findings.push(websocket(route, tunnel(address, &name, &route.path)));
         }
+    }
+    if let Some(target) = stream {
+        findings.push(super::stream::examine(config, address, &server_name(config), target));
     }
     findings
 }

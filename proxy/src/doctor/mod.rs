@@ -8,6 +8,7 @@ mod deployment;
 mod finding;
 mod kernel;
 mod live;
+mod stream;
 mod trial;
 
 use std::fs;
@@ -22,9 +23,10 @@ use crate::config::{Config, Severity};
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Looks at the kernel, and with a configuration at everything it names, at the gateway that runs with it, and at a
-/// private one between a client and an origin of the doctor's own.
+/// private one between a client and an origin of the doctor's own. `stream` is a public path of the application that
+/// streams: it is read past the gateway and through it.
 #[must_use]
-pub fn examine(path: Option<&Path>) -> Findings {
+pub fn examine(path: Option<&Path>, stream: Option<&str>) -> Findings {
     let mut findings = kernel::examine();
     let Some(path) = path else { return Findings::new(findings) };
     let config = match Config::load(path) {
@@ -46,7 +48,7 @@ pub fn examine(path: Option<&Path>) -> Findings {
         let (held, finding) = deployment::port(listener, || live::is_ours(&config, listener));
         findings.push(finding);
         if held {
-            findings.extend(live::examine(&config, listener));
+            findings.extend(live::examine(&config, listener, stream));
         }
     }
     findings.extend(trial::examine(path));
