@@ -215,6 +215,29 @@ fn an_upstream_that_is_down_or_speaks_something_else_is_found() {
 }
 
 #[test]
+fn upstreams_that_hang_do_not_hold_the_doctor_up() {
+    // It accepts and never answers.
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let address = silent.local_addr().expect("its address");
+    let setting = Setting::new(address);
+    let mut text = fs::read_to_string(setting.file()).expect("it is there");
+    for number in 0..10 {
+        text += &format!(
+            "[[route]]\npath = \"/{number}\"\nupstream = \"http://{address}\"\napp = \"guacamole\"\n"
+        );
+    }
+    fs::write(setting.file(), text).expect("it is written");
+    let _gateway = setting.gateway();
+    let begun = Instant::now();
+    let (status, found) = setting.doctor();
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert_eq!(status, Some(1));
+    assert_found(&found, "upstream", "fail", "is not reached");
+    assert_found(&found, "route", "fail", "*/9/ is not answered");
+    assert_found(&found, "websocket", "fail", "*/9/websocket-tunnel is not answered");
+}
+
+#[test]
 fn an_expired_certificate_is_found() {
     let directory = tempfile::tempdir().expect("a directory");
     let (chain, key) = (directory.path().join("chain.pem"), directory.path().join("key.pem"));

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::thread;
 
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -17,19 +18,29 @@ pub(super) fn examine(config: &Config, listener: &Listener, stream: Option<&str>
     }
     let address = reachable(listener.address);
     let mut findings = vec![presented(config, address)];
-    for route in &config.routes {
-        let name = match &route.host {
-            Some(Host::Exact(name)) => name.clone(),
-            Some(Host::Wildcard(parent)) => format!("doctor{parent}"),
-            None => server_name(config),
-        };
-        findings.push(answer(route, request(address, &name, &route.path)));
-        if route.app == App::Guacamole {
-            findings.push(websocket(route, tunnel(address, &name, &route.path)));
-        }
-    }
+    // All at the same time: an upstream that hangs must not add up.
+    let answers = thread::scope(|scope| {
+        let ask = |route| scope.spawn(move || route_findings(config, address, route));
+        let asked: Vec<_> = config.routes.iter().map(ask).collect();
+        asked.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect::<Vec<_>>()
+    });
+    findings.extend(answers);
     if let Some(target) = stream {
         findings.push(super::stream::examine(config, address, &server_name(config), target));
+    }
+    findings
+}
+
+/// An answer for one route, and its WebSocket.
+fn route_findings(config: &Config, address: SocketAddr, route: &Route) -> Vec<Finding> {
+    let name = match &route.host {
+        Some(Host::Exact(name)) => name.clone(),
+        Some(Host::Wildcard(parent)) => format!("doctor{parent}"),
+        None => server_name(config),
+    };
+    let mut findings = vec![answer(route, request(address, &name, &route.path))];
+    if route.app == App::Guacamole {
+        findings.push(judge_websocket(&route.name, tunnel(address, &name, &route.path)));
     }
     findings
 }
@@ -127,10 +138,6 @@ fn tunnel(address: SocketAddr, host: &str, path: &str) -> io::Result<Upgraded> {
     client.send(upgrade(host, &format!("{path}websocket-tunnel")).as_bytes())?;
     let head = client.head()?;
     Ok((head.status, head.field("sec-websocket-protocol").map(str::to_owned)))
-}
-
-fn websocket(route: &Route, upgraded: io::Result<Upgraded>) -> Finding {
-    judge_websocket(&route.name, upgraded)
 }
 
 fn judge_websocket(name: &str, upgraded: io::Result<Upgraded>) -> Finding {
