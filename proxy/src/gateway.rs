@@ -15,10 +15,11 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::accept::Admission;
-use crate::config::{Config, Listener, Offload, Service};
+use crate::config::{Config, FlushLatency, Listener, Offload, Service, Telemetry};
 use crate::generation::Shared;
 use crate::ktls::probe::Support;
 use crate::sys;
+use crate::telemetry::Meter;
 use crate::worker::{self, Orders, Phase, Started, WorkerError};
 
 /// How often the control thread looks after what needs no haste.
@@ -64,16 +65,25 @@ pub fn run(config: Config, path: &Path, report: impl FnOnce(&str)) -> Result<(),
     let shared = Shared::new(config)?;
     let orders = watch::Sender::new(Orders { shared: Arc::clone(&shared), phase: Phase::Serving });
     let kernel_tls = Arc::new(support(&shared.config));
+    // Sockets belong to the control group in which they are made.
+    let meter = meter(&shared.config, admission.connections_max());
     let mut gateway = Gateway {
         path: path.to_owned(),
         orders,
         admission,
         kernel_tls: Arc::clone(&kernel_tls),
+        meter: Arc::clone(&meter),
         workers: Vec::new(),
         resolved: Instant::now(),
     };
     let started = gateway.start(&shared, &sender)?;
-    report(&describe(&shared.config, &started, gateway.admission.connections_max(), &kernel_tls));
+    report(&describe(
+        &shared.config,
+        &started,
+        gateway.admission.connections_max(),
+        &kernel_tls,
+        &meter,
+    ));
     gateway.control(&events)
 }
 
@@ -82,6 +92,7 @@ struct Gateway {
     orders: watch::Sender<Orders>,
     admission: Arc<Admission>,
     kernel_tls: Arc<Support>,
+    meter: Arc<Meter>,
     workers: Vec<JoinHandle<Result<(), WorkerError>>>,
     resolved: Instant,
 }
@@ -117,6 +128,7 @@ impl Gateway {
         let orders = self.orders.subscribe();
         let admission = Arc::clone(&self.admission);
         let kernel_tls = Arc::clone(&self.kernel_tls);
+        let meter = Arc::clone(&self.meter);
         let run = move || {
             if let Some(core) = core
                 && !core_affinity::set_for_current(core)
@@ -124,7 +136,7 @@ impl Gateway {
                 tracing::warn!("worker {index} cannot be pinned to core {}", core.id);
             }
             let started = |started| drop(sender.send(started));
-            let result = worker::run(&addresses, orders, &admission, &kernel_tls, started);
+            let result = worker::run(&addresses, orders, &admission, &kernel_tls, &meter, started);
             drop(events.send(Event::Ended));
             result
         };
@@ -194,10 +206,11 @@ impl Gateway {
         }
         if loaded.config.listeners != old.config.listeners
             || loaded.config.workers != old.config.workers
+            || loaded.config.telemetry != old.config.telemetry
         {
             tracing::error!(
-                "reload refused, the configuration in use stays: listeners and the number of workers \
-                 change only by a restart"
+                "reload refused, the configuration in use stays: listeners, the number of \
+                 workers and `telemetry` change only by a restart"
             );
             return;
         }
@@ -255,12 +268,22 @@ fn support(config: &Config) -> Support {
     support
 }
 
+/// What measures connections, if the configuration wants it.
+fn meter(config: &Config, connections_max: usize) -> Arc<Meter> {
+    let Telemetry { flush_latency, connections } = config.telemetry;
+    match flush_latency {
+        FlushLatency::Auto => Meter::start(connections.unwrap_or(connections_max)),
+        FlushLatency::Off => Meter::disabled("it is switched off (telemetry.flush_latency)"),
+    }
+}
+
 /// The start-up report.
 fn describe(
     config: &Config,
     started: &Started,
     connections_max: usize,
     kernel_tls: &Support,
+    meter: &Meter,
 ) -> String {
     let mut text = format!("tlsplice {} is serving\n", env!("CARGO_PKG_VERSION"));
     let mut line = |name: &str, value: String| {
@@ -280,6 +303,7 @@ fn describe(
     }
     line("workers", format!("{}, each with its own ring ({})", config.workers, started.ring));
     line("connections", format!("at most {connections_max}"));
+    line("eBPF", meter.describe());
     for text in kernel_tls.describe() {
         line("TLS", text);
     }

@@ -67,3 +67,9 @@ pub mod gateway;
 
 /// One core.
 pub mod worker;
+
+/// Tomcat's side: the valve that makes it believe this gateway, and nobody else. Not on a byte's path.
+pub mod valve;
+
+/// What stands between this machine and a good gateway, and the command that cures it. Not on a byte's path.
+pub mod doctor;

@@ -1,13 +1,16 @@
 //! The command line.
 
 use std::io::IsTerminal as _;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tlsplice::config::{Config, Loaded};
+use tlsplice::doctor::{self, Verdict};
 use tlsplice::ktls::probe::Support;
+use tlsplice::valve::{self, Sources};
 use tlsplice::{gateway, uring};
 
 /// TLS gateway for Apache Guacamole and other Tomcat applications.
@@ -48,6 +51,36 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Find what stands between this machine and a good gateway, what it costs, and the command that cures it.
+    ///
+    /// Changes nothing. With a configuration also: certificates, ports, upstreams, the gateway that runs with it as a
+    /// browser sees it, and a private one between a client and an origin of its own. Exit status: 0 nothing failed
+    /// (perhaps with warnings), 1 something failed, 2 wrong command line.
+    Doctor {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// A path of the application that streams, such as "/events": read past the gateway that runs and through it.
+        #[arg(long, value_name = "PATH", requires = "config")]
+        stream: Option<String>,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the RemoteIpValve that makes Tomcat believe this gateway and nobody else, or judge the one it has.
+    ///
+    /// Exit status: 0 printed, or nothing found; 1 something found, or no address to print; 2 wrong command line.
+    TomcatValve {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Judge the valve in this file instead of printing one.
+        #[arg(long, value_name = "SERVER.XML")]
+        lint: Option<PathBuf>,
+        /// An address that Tomcat sees and this machine does not know of, such as that of Docker's bridge.
+        #[arg(long, value_name = "ADDRESS")]
+        source: Vec<IpAddr>,
+    },
 }
 
 fn version() -> String {
@@ -69,6 +102,12 @@ fn main() -> ExitCode {
     match arguments.command {
         Some(Command::Run { config }) => run(&config),
         Some(Command::Check { config }) => check(&config),
+        Some(Command::Doctor { config, stream, json }) => {
+            doctor(config.as_deref(), stream.as_deref(), json)
+        }
+        Some(Command::TomcatValve { config, lint, source }) => {
+            tomcat_valve(&config, lint.as_deref(), &source)
+        }
         None if arguments.version => {
             println!("{}", version());
             ExitCode::SUCCESS
@@ -103,6 +142,44 @@ fn check(path: &Path) -> ExitCode {
         config.upstreams.len()
     );
     ExitCode::SUCCESS
+}
+
+fn doctor(path: Option<&Path>, stream: Option<&str>, json: bool) -> ExitCode {
+    let findings = doctor::examine(path, stream);
+    match json.then(|| serde_json::to_string_pretty(&findings)) {
+        Some(Ok(text)) => println!("{text}"),
+        Some(Err(_)) | None => print!("{}", findings.render()),
+    }
+    if findings.verdict == Verdict::Fail { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn tomcat_valve(path: &Path, lint: Option<&Path>, source: &[IpAddr]) -> ExitCode {
+    let Some(config) = load(path) else { return ExitCode::FAILURE };
+    let sources = Sources::find(&config, source);
+    let Some(file) = lint else {
+        let Some(text) = valve::render(&sources, &config.trusted_proxies) else {
+            eprint!("no upstream sees an address of this gateway:\n{}", valve::account(&sources));
+            return ExitCode::FAILURE;
+        };
+        print!("{text}");
+        return ExitCode::SUCCESS;
+    };
+    let xml = match std::fs::read_to_string(file) {
+        Ok(xml) => xml,
+        Err(error) => {
+            eprintln!("cannot read {}: {error}", file.display());
+            return ExitCode::FAILURE;
+        }
+    };
+    let findings = valve::lint(&xml, &sources, &config.trusted_proxies);
+    for finding in &findings {
+        println!("{}: {finding}", file.display());
+    }
+    if findings.is_empty() {
+        println!("{} is good: Tomcat believes this gateway, and nobody else", file.display());
+        return ExitCode::SUCCESS;
+    }
+    ExitCode::FAILURE
 }
 
 fn run(path: &Path) -> ExitCode {

@@ -168,6 +168,9 @@ pub trait Transport: Clone + 'static {
     /// How bytes move between this socket and a pipe; None where they cannot.
     fn splicer(&self) -> Option<&dyn Splicer>;
 
+    /// The number by which the kernel, and programs inside it, know this socket; None where it has none.
+    fn cookie(&self) -> Option<u64>;
+
     /// The record layer that the kernel has for this socket; None where there can be none.
     fn kernel_tls(&self) -> Option<&dyn KernelTls>;
 }

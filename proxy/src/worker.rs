@@ -23,6 +23,7 @@ use crate::generation::{Generation, Shared};
 use crate::ktls::probe::Support;
 use crate::limits::{ABORT_GRACE, ACCEPT_PAUSE, TIMER_TICK};
 use crate::pool::{Network, Target};
+use crate::telemetry::Meter;
 use crate::timers::{Activity, Timers};
 use crate::uring::{self, AcceptError, ListenOptions, Listener, Ring, Socket, StartError};
 
@@ -118,12 +119,14 @@ pub fn run(
     orders: watch::Receiver<Orders>,
     admission: &Arc<Admission>,
     kernel_tls: &Arc<Support>,
+    meter: &Arc<Meter>,
     started: impl FnOnce(Started),
 ) -> Result<(), WorkerError> {
     uring::start(uring::Setup::default(), |ring| async move {
         let listeners = bind(addresses)?;
         let bound = listeners.iter().map(|(_, address)| *address).collect();
-        let worker = Worker::new(orders, Arc::clone(admission), Arc::clone(kernel_tls));
+        let worker =
+            Worker::new(orders, Arc::clone(admission), Arc::clone(kernel_tls), Arc::clone(meter));
         let shared = Arc::clone(&worker.orders.borrow().borrow().shared);
         for ((listener, address), configured) in listeners.iter().zip(&shared.config.listeners) {
             let config::Listener { service, offload, splice, .. } = *configured;
@@ -166,6 +169,7 @@ impl Worker {
         orders: watch::Receiver<Orders>,
         admission: Arc<Admission>,
         kernel_tls: Arc<Support>,
+        meter: Arc<Meter>,
     ) -> Rc<Self> {
         let (timers, buffers) = (Timers::new(), Rc::new(Buffers::default()));
         let network = Rc::new(RingNetwork);
@@ -176,6 +180,7 @@ impl Worker {
             timers,
             buffers,
             kernel_tls,
+            meter,
             generation: RefCell::new(generation),
             is_draining: Cell::new(false),
         });

@@ -10,6 +10,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion,
 };
+use socket2::{Domain, Socket, Type};
 
 use crate::{PATIENCE, certificate};
 
@@ -103,7 +104,10 @@ fn default_config() -> Arc<ClientConfig> {
 }
 
 fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).expect("the gateway accepts");
+    prepared(TcpStream::connect(address).expect("the gateway accepts"))
+}
+
+fn prepared(stream: TcpStream) -> TcpStream {
     stream.set_nodelay(true).expect("a socket option");
     stream.set_read_timeout(Some(PATIENCE)).expect("a socket option");
     stream.set_write_timeout(Some(PATIENCE)).expect("a socket option");
@@ -143,6 +147,22 @@ impl Client {
     pub fn with(address: SocketAddr, config: &Arc<ClientConfig>, name: &str) -> Self {
         let stream = Box::new(tls_stream(address, config, name));
         Self { stream: Stream::Tls(stream), received: Vec::new() }
+    }
+
+    /// A TLS connection from an address of this machine.
+    ///
+    /// # Panics
+    /// When the address cannot be taken.
+    #[must_use]
+    pub fn tls_from(source: SocketAddr, address: SocketAddr) -> Self {
+        let domain = Domain::for_address(address);
+        let socket = Socket::new(domain, Type::STREAM, None).expect("a socket");
+        socket.bind(&source.into()).expect("the address is one of this machine");
+        socket.connect(&address.into()).expect("the gateway accepts");
+        let name = ServerName::try_from("localhost").expect("a name");
+        let tls = ClientConnection::new(default_config(), name).expect("a client");
+        let stream = StreamOwned::new(tls, prepared(socket.into()));
+        Self { stream: Stream::Tls(Box::new(stream)), received: Vec::new() }
     }
 
     /// A connection without TLS.

@@ -132,13 +132,21 @@ impl Gateway {
     /// When it does not start.
     #[must_use]
     pub fn start(config: &Config) -> Self {
+        Self::start_as(config, &mut Command::new(binary()))
+    }
+
+    /// The same with a command that ends up as the gateway and passes its arguments on.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start_as(config: &Config, command: &mut Command) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("tlsplice.toml");
         fs::write(&file, config.text(directory.path())).expect("the configuration is written");
-        let mut command = Command::new(binary());
         command.arg("run").arg("--config").arg(&file).stderr(Stdio::piped());
         command.env("TLSPLICE_LOG", "debug");
-        let mut process = Process::spawn("the gateway", &mut command).expect("it starts");
+        let mut process = Process::spawn("the gateway", command).expect("it starts");
         let diagnostics = Arc::new(Mutex::new(String::new()));
         let stderr = process.child_mut().stderr.take().expect("stderr is piped");
         let seen = Arc::clone(&diagnostics);
@@ -247,6 +255,12 @@ impl Gateway {
     /// When it does not end.
     pub fn wait(&mut self) -> ExitStatus {
         self.process.wait(PATIENCE).expect("it ends")
+    }
+
+    /// The number of its process.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// How many descriptors it has open.

@@ -4,6 +4,8 @@
 //! A helper panics when what it stands for goes wrong: here that is what a test is for.
 #![forbid(unsafe_code)]
 
+/// What the gateway keeps in the kernel.
+pub mod bpf;
 /// Clients that speak HTTP byte by byte.
 pub mod client;
 /// The gateway as a process.

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -17,8 +18,8 @@ use tlsplice_fixtures::tomcat::Tomcat;
 use tlsplice_fixtures::{certificate, packages};
 use tlsplice_tests::client::{Client, VERSIONS, tls_config};
 use tlsplice_tests::gateway::{Config, Gateway};
-use tlsplice_tests::target;
 use tlsplice_tests::websocket::{close, exchange, open};
+use tlsplice_tests::{target, wait_for};
 use tungstenite::Message;
 use tungstenite::protocol::CloseFrame;
 use tungstenite::protocol::frame::Frame;
@@ -377,4 +378,24 @@ fn the_websocket_example_works_in_a_browser() {
     browser.screenshot(&shot).expect("a screenshot");
     assert!(fs::metadata(&shot).expect("it exists").len() > 5_000);
     assert_eq!(browser.console_errors(), Vec::<String>::new(), "the page's console");
+}
+
+#[test]
+fn the_access_log_of_tomcat_shows_the_browser() {
+    let gateway = gateway();
+    let source: SocketAddr = "127.0.0.9:0".parse().expect("an address");
+    let mut client = Client::tls_from(source, gateway.https);
+    let target = "/test/ready.txt?seen-by-tomcat";
+    assert_eq!(client.get(target).status, 200);
+    let log = tomcat().webapp().join("../../logs");
+    let line = wait_for("the line in Tomcat's log", || {
+        let files = fs::read_dir(&log).ok()?.flatten();
+        let texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
+        let find =
+            |text: String| text.lines().find(|line| line.contains(target)).map(str::to_owned);
+        texts.filter_map(find).next()
+    });
+    assert!(line.starts_with("127.0.0.9 "), "{line}");
+    let line = gateway.wait_for_access(|line| line["target"] == target);
+    assert_eq!(line["client"], "127.0.0.9");
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tlsplice_fixtures::{Error, Result, packages};
 
-use crate::{tools, vm};
+use crate::{ebpf, tools, vm};
 
 /// The version of cargo-deny that is installed where there is none.
 const CARGO_DENY: &str = "0.20.2";
@@ -25,9 +25,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let begun = Instant::now();
     let mut checks = 0;
     // Beside the steps below: tests, and kernels.
-    let steps_in_all = 6;
+    let steps_in_all = 7;
     if options.filter.is_none() {
-        let steps: [(&str, &dyn Fn() -> Result<()>); 4] = [
+        let steps: [(&str, &dyn Fn() -> Result<()>); 5] = [
             ("packages", &ensure_packages),
             ("format", &|| cargo("format", &["fmt", "--all", "--check"])),
             ("lints", &|| {
@@ -37,6 +37,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
                 )
             }),
             ("dependencies", &deny),
+            ("BPF object", &ebpf::check),
         ];
         for (index, (name, step)) in steps.iter().enumerate() {
             eprintln!("==> [{}/{steps_in_all}] {name}", index + 1);

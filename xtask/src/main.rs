@@ -1,6 +1,7 @@
 //! Developer commands of tlsplice: `cargo xtask --help` lists them.
 
 mod check;
+mod ebpf;
 mod run;
 mod tools;
 mod vm;
@@ -32,6 +33,12 @@ enum Command {
     /// The end-to-end tests run a real Tomcat and a headless Chromium. The last line is the summary; exit status 0
     /// means that everything passed.
     Test(check::Options),
+    /// Build the programs that the kernel runs, check the object that is checked in, or print what they cost.
+    ///
+    /// Needs a compiler for BPF: Debian's (rustc-web, installed when missing), one named by EBPF_RUSTC, or a nightly
+    /// with rust-src; and bpf-linker, which is built under `target/tools`. The gateway itself is built with the object
+    /// beside the sources and needs none of this.
+    Ebpf(ebpf::Options),
     /// Run the gateway and its end-to-end tests on other kernels, under software emulation.
     ///
     /// Debian's kernels 5.10, 6.1, 6.12 and the newest are fetched as packages into `target/vm`, without touching the
@@ -43,6 +50,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(options) => run::run(&options),
         Command::Test(options) => check::run(&options),
+        Command::Ebpf(options) => ebpf::command(&options),
         Command::Vm(options) => vm::command(&options),
     };
     match result {

@@ -52,8 +52,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use toml::de::DeTable;
 
 pub use model::{
-    AccessLog, App, CertificateSummary, Config, EndpointAddr, HeaderEdits, Host, Limits, Listener,
-    LogFormat, LogTarget, Offload, Route, Service, Splice, Upstream,
+    AccessLog, App, CertificateSummary, Config, EndpointAddr, FlushLatency, HeaderEdits, Host,
+    Limits, Listener, LogFormat, LogTarget, Offload, Route, Service, Splice, Telemetry, Upstream,
 };
 pub use report::{Problem, Report, Severity};
 pub use source::{Disk, FILE_BYTES_MAX, FileContents, FileSource};
@@ -146,6 +146,7 @@ pub fn parse(
     let upstreams = upstreams.finish(&mut report);
     let limits = sections::limits(&mut root, &mut report);
     let access_log = sections::access_log(&mut root, &mut report, surroundings);
+    let telemetry = sections::telemetry(&mut root, &mut report);
     root.finish(&mut report, &[]);
 
     report.sort();
@@ -161,6 +162,7 @@ pub fn parse(
         trusted_proxies,
         limits,
         access_log,
+        telemetry,
         workers,
         drain_timeout,
     };

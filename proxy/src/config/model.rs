@@ -29,10 +29,31 @@ pub struct Config {
     pub limits: Limits,
     /// None: no access log is written.
     pub access_log: Option<AccessLog>,
+    /// What is measured.
+    pub telemetry: Telemetry,
     /// Number of worker threads, 1..=1024.
     pub workers: usize,
     /// How long tunnels and requests may go on after SIGTERM, up to a day.
     pub drain_timeout: Duration,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Telemetry {
+    /// Whether the kernel measures connections.
+    pub flush_latency: FlushLatency,
+    /// Connections measured at once; None: as many as are served.
+    pub connections: Option<usize>,
+}
+
+/// Whether the kernel measures connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FlushLatency {
+    /// Where it can.
+    #[default]
+    Auto,
+    /// No.
+    Off,
 }
 
 /// What an administrator wants to know of a certificate in use.

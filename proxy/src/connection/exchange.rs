@@ -20,7 +20,7 @@ use crate::message::response::ResponseHead;
 use crate::message::rewrite::{self, Mapping, ResponseContext};
 use crate::message::{Parsed, Version, fields};
 use crate::pool::{Lease, Network};
-use crate::relay::{self, BodyError, Ending, Pace, RelayError, Side, Sink, Source};
+use crate::relay::{self, BodyError, Ending, Gaps, Pace, RelayError, Side, Sink, Source};
 use crate::stream::{End, Fill, Reader, StreamError, Writer};
 use crate::telemetry::{CopyReason, DataPath, Kind, Outcome, Record, TlsPath};
 use crate::timers::Activity;
@@ -77,7 +77,7 @@ pub(super) async fn forward<N: Network>(
     let unread_body = forward.framing != Framing::None;
     let mut is_replay = false;
     loop {
-        let lease = match generation.pool.acquire(route.upstream, is_replay).await {
+        let mut lease = match generation.pool.acquire(route.upstream, is_replay).await {
             Ok(lease) => lease,
             Err(error) => {
                 record.fault = Some(if error.is_local { Fault::Local } else { Fault::Upstream });
@@ -88,6 +88,7 @@ pub(super) async fn forward<N: Network>(
                 return refuse(session, Refusal::Unreachable, how, record).await;
             }
         };
+        lease.serve(session.gauge.as_deref());
         record.connect = Some(start.elapsed());
         record.upstream = Some(lease.endpoint().to_string());
         match attempt(core, shared, route, session, forward, lease, record, start).await {
@@ -503,12 +504,16 @@ async fn tunnel<N: Network>(
     let (read_before, sent_before) = (session.reader.count(), session.writer.count());
     let before = Moved::until_now(core, session, lease);
     let watch = Rc::clone(&session.watch);
+    let gaps = Gaps::new(watch.now());
     let result = relay::tunnel(
         (&mut session.reader, &mut session.writer),
         (&mut lease.reader, &mut lease.writer),
         idle_timeout,
+        &gaps,
     )
     .await;
+    gaps.on_bytes(watch.now());
+    record.unstable_risk = Some(gaps.risk());
     watch.receive_at_leisure();
     record.bytes_in = session.reader.count() - read_before;
     record.bytes_out = session.writer.count() - sent_before;

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::OpenFold;
 use crate::generation::Generation;
 use crate::pool::Network;
-use crate::telemetry::{Kind, Record};
+use crate::telemetry::{Gauge, Kind, Record};
 
 /// Requests told of in one line.
 const REQUESTS_MAX: u64 = 1000;
@@ -26,6 +26,7 @@ impl Fold {
         open: &mut OpenFold<N>,
         generation: &Rc<Generation<N>>,
         record: Record,
+        gauge: Option<&Gauge>,
     ) {
         match open {
             Some((_, Self(sum))) => {
@@ -42,7 +43,7 @@ impl Fold {
         if open.as_ref().is_some_and(|(_, Self(sum))| sum.requests >= REQUESTS_MAX)
             && let Some((generation, fold)) = open.take()
         {
-            super::write_record(&generation, &fold.into_record());
+            super::write_record(&generation, fold.into_record(), gauge);
         }
     }
 

@@ -11,6 +11,7 @@ mod request;
 mod session;
 
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,8 +30,9 @@ use crate::message::Version;
 use crate::message::reply::{self, Refusal};
 use crate::pool::Network;
 use crate::stream::{Fill, StreamError};
-use crate::telemetry::{DataPath, Kind, Outcome, Record};
+use crate::telemetry::{DataPath, Gauge, Kind, Measured, Meter, Outcome, Record};
 use crate::timers::{Activity, Timers};
+use crate::transport::Transport as _;
 
 use fold::Fold;
 use request::{Facts, Plan};
@@ -44,6 +46,8 @@ pub struct Core<N: Network> {
     pub buffers: Rc<Buffers>,
     /// What the kernel can take over.
     pub kernel_tls: Arc<Support>,
+    /// Measures connections.
+    pub meter: Arc<Meter>,
     /// The configuration for new requests.
     pub generation: RefCell<Rc<Generation<N>>>,
     /// The gateway is being stopped: each response is the last on its connection.
@@ -76,12 +80,19 @@ enum After {
 
 /// Serves one connection until its end.
 pub async fn serve<N: Network>(core: Rc<Core<N>>, io: N::Io, client: ClientAddr, door: Door) {
+    let cookie = if core.meter.is_on() { io.cookie() } else { None };
+    let accepted = SocketAddr::new(client.ip(), client.port());
+    let recorded = cookie.and_then(|cookie| core.meter.source(cookie, accepted));
+    let peer = Peer { client, source: recorded.map_or(client, ClientAddr::new) };
     match session::establish(&core, io, door).await {
         Ok(mut session) => {
+            if let Some(gauge) = cookie.and_then(|cookie| Gauge::begin(&core.meter, cookie)) {
+                session.measure(gauge);
+            }
             let mut fold = None;
-            let after = requests(&core, &mut session, client, door, &mut fold).await;
+            let after = requests(&core, &mut session, peer, door, &mut fold).await;
             if let Some((generation, fold)) = fold {
-                write_record(&generation, &Fold::into_record(fold));
+                write_record(&generation, Fold::into_record(fold), session.gauge.as_deref());
             }
             match after {
                 After::KeepAlive | After::Close => close(&mut session).await,
@@ -92,13 +103,22 @@ pub async fn serve<N: Network>(core: Rc<Core<N>>, io: N::Io, client: ClientAddr,
     }
 }
 
+/// The other end of a connection.
+#[derive(Clone, Copy)]
+struct Peer {
+    /// As accept said.
+    client: ClientAddr,
+    /// As the kernel recorded it, where it did: the same but for a defect that is logged.
+    source: ClientAddr,
+}
+
 type OpenFold<N> = Option<(Rc<Generation<N>>, Fold)>;
 
 /// Serves requests one after the other.
 async fn requests<N: Network>(
     core: &Core<N>,
     session: &mut Session<N::Io>,
-    client: ClientAddr,
+    peer: Peer,
     door: Door,
     fold: &mut OpenFold<N>,
 ) -> After {
@@ -114,12 +134,13 @@ async fn requests<N: Network>(
         // Names are those of the configuration at the time when the request is complete.
         let generation = Rc::clone(&core.generation.borrow());
         let facts = Facts {
-            client,
+            client: peer.client,
+            source: peer.source,
             door,
             config: &generation.shared.config,
             is_draining: &core.is_draining,
         };
-        let mut record = new_record(client, session);
+        let mut record = new_record(peer.source, session);
         let plan = match read_head(session, &facts, &mut record).await {
             Ok(plan) => plan,
             Err(after) => return after,
@@ -133,7 +154,9 @@ async fn requests<N: Network>(
             }
             Plan::Redirect { reply, close } => {
                 record.status = 308;
-                send(session, &reply, close).await
+                let after = send(session, &reply, close).await;
+                session.on_answered_here();
+                after
             }
             Plan::Forward(forward) => {
                 let app = generation.shared.config.routes[forward.route].app;
@@ -143,7 +166,7 @@ async fn requests<N: Network>(
                         .await;
                 if is_folded && record.status == 200 && record.fault.is_none() {
                     record.total = start.elapsed();
-                    Fold::add(fold, &generation, record);
+                    Fold::add(fold, &generation, record, session.gauge.as_deref());
                     if after == After::KeepAlive {
                         continue;
                     }
@@ -154,9 +177,9 @@ async fn requests<N: Network>(
         };
         record.total = start.elapsed();
         if let Some((generation, fold)) = fold.take() {
-            write_record(&generation, &Fold::into_record(fold));
+            write_record(&generation, Fold::into_record(fold), session.gauge.as_deref());
         }
-        write_record(&generation, &record);
+        write_record(&generation, record, session.gauge.as_deref());
         if after != After::KeepAlive {
             return after;
         }
@@ -226,7 +249,9 @@ async fn refuse<T: crate::transport::Transport>(
     reply::write_refusal(refusal, version, close, to_head, &mut reply);
     record.status = refusal.status().0;
     record.outcome = Outcome::Refused;
-    send(session, &reply, close).await
+    let after = send(session, &reply, close).await;
+    session.on_answered_here();
+    after
 }
 
 async fn send<T: crate::transport::Transport>(
@@ -307,11 +332,13 @@ fn new_record<T: crate::transport::Transport>(client: ClientAddr, session: &Sess
         path_reason: None,
         agent: None,
         referer: None,
+        unstable_risk: None,
+        measured: None,
     }
 }
 
 /// Writes the access line, and a diagnostic one when something went wrong that an administrator can do something about.
-fn write_record<N: Network>(generation: &Generation<N>, record: &Record) {
+fn write_record<N: Network>(generation: &Generation<N>, mut record: Record, gauge: Option<&Gauge>) {
     if let (Some(fault @ (Fault::Upstream | Fault::Local)), Some(reason)) =
         (record.fault, &record.reason)
     {
@@ -325,7 +352,8 @@ fn write_record<N: Network>(generation: &Generation<N>, record: &Record) {
         );
     }
     if let Some(log) = &generation.shared.log {
-        log.write(record);
+        record.measured = gauge.and_then(Gauge::reading).map(Measured::from);
+        log.write(&record);
     }
 }
 

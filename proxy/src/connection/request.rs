@@ -15,7 +15,10 @@ use crate::telemetry::Record;
 
 /// What a decision depends on beside the bytes.
 pub(super) struct Facts<'a> {
+    /// As accept said: what access rules are about.
     pub client: ClientAddr,
+    /// As the kernel recorded it, where it did: who the application is told of.
+    pub source: ClientAddr,
     pub door: Door,
     pub config: &'a Config,
     pub is_draining: &'a Cell<bool>,
@@ -122,7 +125,7 @@ fn decide(head: &RequestHead<'_, '_>, facts: &Facts<'_>, record: &mut Record) ->
         return refuse(refusal);
     }
     let identity = Identity {
-        peer: facts.client.ip(),
+        peer: facts.source.ip(),
         peer_is_trusted: facts.config.trusted_proxies.contains(facts.client.ip()),
         https: facts.door.service == Service::Https,
         port: facts.door.port,

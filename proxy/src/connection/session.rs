@@ -14,7 +14,7 @@ use crate::message::Version;
 use crate::message::reply::{self, Refusal};
 use crate::pool::Network;
 use crate::stream::{Reader, StreamError, Writer};
-use crate::telemetry::{TlsPath, UserReason};
+use crate::telemetry::{Direction, Gauge, TlsPath, UserReason};
 use crate::timers::{Activity, Watched};
 use crate::transport::{Buffer, Transport};
 
@@ -28,6 +28,8 @@ pub(super) struct Session<T: Transport> {
     pub tls_reason: Option<UserReason>,
     /// Whether bulk data may move inside the kernel.
     pub splice: Splice,
+    /// Measures the connection, when it is measured.
+    pub gauge: Option<Rc<Gauge>>,
 }
 
 impl<T: Transport> Session<T> {
@@ -42,12 +44,26 @@ impl<T: Transport> Session<T> {
             reader.forbid_splicing();
             writer.forbid_splicing();
         }
-        Self { watch, reader, writer, tls, tls_reason, splice }
+        Self { watch, reader, writer, tls, tls_reason, splice, gauge: None }
     }
 
     /// Whether a TLS key has protected so many records that the connection should end at the next opportunity.
     pub(super) fn is_key_worn(&self) -> bool {
         self.reader.is_key_worn() || self.writer.is_key_worn()
+    }
+
+    /// Has the connection measured from now on.
+    pub(super) fn measure(&mut self, gauge: Gauge) {
+        let gauge = Rc::new(gauge);
+        self.reader.measure(Rc::clone(&gauge));
+        self.gauge = Some(gauge);
+    }
+
+    /// What the client sent last was not for the application.
+    pub(super) fn on_answered_here(&self) {
+        if let Some(gauge) = &self.gauge {
+            gauge.swallowed(Direction::Up);
+        }
     }
 }
 

@@ -13,7 +13,6 @@ use crate::generation::Shared;
 use crate::message::framing::Framing;
 use crate::pool::Target;
 use crate::relay::Source;
-use crate::transport::Transport as _;
 use crate::transport::double::{self, Direction, Double, Mood, Step};
 
 const CONFIG: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\nservice = \"http\"\n\
@@ -165,6 +164,7 @@ fn world(capacity: usize, mood: Mood) -> World {
         timers,
         buffers,
         kernel_tls: Arc::new(Support::none("there is no kernel")),
+        meter: Meter::disabled("there is no kernel"),
         generation: RefCell::new(generation),
         is_draining: Cell::new(false),
     });

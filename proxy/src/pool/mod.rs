@@ -22,6 +22,7 @@ use crate::buffers::Buffers;
 use crate::config;
 use crate::limits::CONNECT_ATTEMPTS_MAX;
 use crate::stream::{Reader, Writer};
+use crate::telemetry::{Gauge, Hitch};
 use crate::timers::{Activity, Tick, Timers};
 use crate::transport::Transport;
 
@@ -82,6 +83,7 @@ struct Place<T: Transport> {
 struct Idle<T: Transport> {
     reader: Reader<T>,
     writer: Writer<T>,
+    hitch: Hitch,
     since: Tick,
 }
 
@@ -93,6 +95,7 @@ pub struct Lease<T: Transport> {
     pub writer: Writer<T>,
     /// It has carried an exchange before, so the upstream may have closed it in the meantime.
     pub is_reused: bool,
+    hitch: Hitch,
     seat: Seat<T>,
 }
 
@@ -123,6 +126,14 @@ impl<T: Transport> Lease<T> {
         &self.seat.0.endpoint
     }
 
+    /// The connection is now for the client that `gauge` measures, if any does.
+    pub fn serve(&mut self, gauge: Option<&Gauge>) {
+        match gauge {
+            Some(gauge) => self.hitch.to(gauge, || self.reader.cookie()),
+            None => self.hitch.release(),
+        }
+    }
+
     /// An answer came: the endpoint is well.
     pub fn on_answer(&self) {
         let mut health = self.seat.0.health.get();
@@ -136,8 +147,9 @@ impl<T: Transport> Lease<T> {
         self.reader.watch().receive_at_leisure();
         // Bytes behind the response would be taken for the answer to the next request.
         if self.reader.is_quiet() && place.idle.borrow().len() < place.idle_max {
-            let idle = Idle { reader: self.reader, writer: self.writer, since: now };
-            place.idle.borrow_mut().push(idle);
+            let place = Rc::clone(place);
+            let Self { reader, writer, hitch, .. } = self;
+            place.idle.borrow_mut().push(Idle { reader, writer, hitch, since: now });
         }
     }
 }
@@ -243,7 +255,13 @@ impl<N: Network> Pool<N> {
                     let timeout = group.write_timeout;
                     let reader = Reader::plain(Rc::clone(&watch), io.clone(), buffers());
                     let writer = Writer::plain(watch, io, buffers(), timeout);
-                    return Ok(Lease { reader, writer, is_reused: false, seat });
+                    return Ok(Lease {
+                        reader,
+                        writer,
+                        is_reused: false,
+                        hitch: Hitch::default(),
+                        seat,
+                    });
                 }
                 Err(_) if watch.shut().is_some() => {
                     last = io::Error::new(io::ErrorKind::TimedOut, "connecting took too long");
@@ -312,8 +330,8 @@ impl<T: Transport> Place<T> {
         while let Some(mut idle) = self.idle.borrow_mut().pop() {
             if now.since(idle.since) < self.idle_timeout && idle.reader.is_quiet() {
                 let seat = Seat::take(self);
-                let Idle { reader, writer, .. } = idle;
-                return Some(Lease { reader, writer, is_reused: true, seat });
+                let Idle { reader, writer, hitch, .. } = idle;
+                return Some(Lease { reader, writer, is_reused: true, hitch, seat });
             }
         }
         None

@@ -3,12 +3,14 @@
 mod body;
 /// What a spliced transfer does next.
 pub mod flow;
+mod gaps;
 mod splice;
 mod tunnel;
 
 use thiserror::Error;
 
 pub use body::{BodyError, Pace, Sink, Source, Step, pump};
+pub use gaps::{DEAD_AFTER, Gaps, UNSTABLE_AFTER, UnstableRisk};
 pub use tunnel::{Ending, tunnel};
 
 use crate::error::Fault;

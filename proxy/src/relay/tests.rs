@@ -12,6 +12,7 @@ use crate::message::chunked::ChunkError;
 use crate::message::framing::Framing;
 use crate::stream::testing::{Bench, WRITE_TIMEOUT, noise, read_all, run, settle, write_all};
 use crate::stream::{Reader, Writer};
+use crate::timers::Tick;
 use crate::transport::Transport as _;
 use crate::transport::double::{Direction, Double, Mood, pair};
 
@@ -306,7 +307,13 @@ fn start(capacity: usize, early: (&[u8], &[u8])) -> Tunnel {
     assert_eq!(down.0.is_quiet(), early.0.is_empty());
     assert_eq!(up.0.is_quiet(), early.1.is_empty());
     let task = tokio::task::spawn_local(async move {
-        let result = tunnel((&mut down.0, &mut down.1), (&mut up.0, &mut up.1), IDLE).await;
+        let result = tunnel(
+            (&mut down.0, &mut down.1),
+            (&mut up.0, &mut up.1),
+            IDLE,
+            &Gaps::new(Tick::START),
+        )
+        .await;
         (result, down, up)
     });
     Tunnel { bench, client, upstream, task }
@@ -424,7 +431,13 @@ fn a_reset_names_the_side_it_came_from() {
             let reset = crate::transport::double::Step::Fail(std::io::ErrorKind::ConnectionReset);
             broken.script(Direction::Receive, [reset]);
             let (mut down, mut up) = (bench.plain(down), bench.plain(up));
-            let result = tunnel((&mut down.0, &mut down.1), (&mut up.0, &mut up.1), IDLE).await;
+            let result = tunnel(
+                (&mut down.0, &mut down.1),
+                (&mut up.0, &mut up.1),
+                IDLE,
+                &Gaps::new(Tick::START),
+            )
+            .await;
             let error = result.expect_err("a reset");
             let expected = if client_resets { Fault::Downstream } else { Fault::Upstream };
             assert_eq!(error.fault(Fault::Downstream, Fault::Upstream), expected);
@@ -441,7 +454,9 @@ fn a_client_that_vanishes_without_goodbye_is_no_clean_end() {
         let mut up = bench.plain(up);
         client.shutdown(std::net::Shutdown::Write);
         let halves = (&mut down_reader, &mut down_writer);
-        let error = tunnel(halves, (&mut up.0, &mut up.1), IDLE).await.expect_err("it was cut");
+        let error = tunnel(halves, (&mut up.0, &mut up.1), IDLE, &Gaps::new(Tick::START))
+            .await
+            .expect_err("it was cut");
         assert_eq!(error.fault(Fault::Downstream, Fault::Upstream), Fault::Downstream);
         assert_eq!(got(&upstream), b"frame");
         assert!(!upstream_saw_end(&upstream), "no half-close is made up");
@@ -465,8 +480,9 @@ fn a_rough_tunnel_keeps_every_byte_both_ways() {
             let (mut client, mut upstream) = (bench.plain(client), bench.plain(upstream));
             let (there, back) = (noise(30_000), noise(50_000));
             let seen = Rc::new(Cell::new(0));
+            let gaps = Gaps::new(Tick::START);
             let (ending, heard, answered, (), ()) = tokio::join!(
-                tunnel((&mut down.0, &mut down.1), (&mut up.0, &mut up.1), IDLE),
+                tunnel((&mut down.0, &mut down.1), (&mut up.0, &mut up.1), IDLE, &gaps),
                 read_all(&mut upstream.0),
                 read_all(&mut client.0),
                 async {

@@ -6,7 +6,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::splice::splice;
-use super::{RelayError, Side};
+use super::{Gaps, RelayError, Side};
 use crate::stream::{End, Fill, Reader, StreamError, Writer};
 use crate::transport::Transport;
 
@@ -27,7 +27,7 @@ pub enum Ending {
 }
 
 /// Moves bytes between a client (`down`) and an upstream (`up`) until both directions have ended. Bytes that either
-/// reader already holds go first.
+/// reader already holds go first. `gaps` watches the silences towards the client.
 ///
 /// # Errors
 /// The side that failed: [`Side::From`] is the client, [`Side::To`] the upstream. The connections are to be closed
@@ -36,6 +36,7 @@ pub async fn tunnel<T: Transport, U: Transport>(
     (down_reader, down_writer): (&mut Reader<T>, &mut Writer<T>),
     (up_reader, up_writer): (&mut Reader<U>, &mut Writer<U>),
     idle_timeout: Duration,
+    gaps: &Gaps,
 ) -> Result<Ending, RelayError> {
     let (down_watch, up_watch) = (down_reader.share_watch(), up_reader.share_watch());
     // A byte in either direction keeps both alive.
@@ -43,9 +44,13 @@ pub async fn tunnel<T: Transport, U: Transport>(
         down_watch.receive_within(idle_timeout);
         up_watch.receive_within(idle_timeout);
     };
+    let touch_down = || {
+        touch();
+        gaps.on_bytes(down_watch.now());
+    };
     touch();
     let mut inbound = pin!(direction(down_reader, up_writer, &touch));
-    let mut outbound = pin!(direction(up_reader, down_writer, &touch));
+    let mut outbound = pin!(direction(up_reader, down_writer, &touch_down));
     let (mut inbound_done, mut outbound_done) = (false, false);
     poll_fn(|cx| {
         if !inbound_done && let Poll::Ready(result) = inbound.as_mut().poll(cx) {

@@ -11,6 +11,7 @@ use crate::buffers::{Buffers, Class};
 use crate::ktls::kernel::{KernelOpener, KernelRecordError, Taken};
 use crate::ktls::{Opened, Opener, RecordError};
 use crate::pipes::Pipe;
+use crate::telemetry::{Direction, Gauge};
 use crate::timers::Watched;
 use crate::transport::{Buffer, Transport};
 
@@ -53,6 +54,9 @@ pub struct Reader<T: Transport> {
     end: Option<End>,
     record_error: Option<RecordError>,
     count: Count,
+    /// Told of what was received and is nobody's payload.
+    gauge: Option<Rc<Gauge>>,
+    has_swallowed: bool,
 }
 
 /// What a wait for input takes.
@@ -156,6 +160,8 @@ impl<T: Transport> Reader<T> {
             end: None,
             record_error: None,
             count: 0,
+            gauge: None,
+            has_swallowed: false,
         }
     }
 
@@ -210,6 +216,17 @@ impl<T: Transport> Reader<T> {
         self.plain -= count;
         self.wire -= dropped;
         self.count += count as u64;
+    }
+
+    /// Tells `gauge` from now on of records that carry no payload: nothing is forwarded for them.
+    pub fn measure(&mut self, gauge: Rc<Gauge>) {
+        self.gauge = Some(gauge);
+    }
+
+    /// The number by which the kernel knows the socket; None where it has none.
+    #[must_use]
+    pub fn cookie(&self) -> Option<u64> {
+        self.io.cookie()
     }
 
     /// Plaintext bytes consumed so far.
@@ -364,6 +381,12 @@ impl<T: Transport> Reader<T> {
             if let Some(end) = self.end {
                 return Poll::Ready(Ok(Fill::End(end)));
             }
+            if std::mem::take(&mut self.has_swallowed)
+                && self.buffer.is_empty()
+                && let Some(gauge) = &self.gauge
+            {
+                gauge.swallowed(Direction::Up);
+            }
             self.receive()?;
         }
     }
@@ -422,7 +445,10 @@ impl<T: Transport> Reader<T> {
             return Ok(());
         };
         match opener.take(socket, self.buffer.spare_mut()) {
-            Ok(Taken::Handled) => Ok(()),
+            Ok(Taken::Handled) => {
+                self.has_swallowed = true;
+                Ok(())
+            }
             Ok(Taken::CloseNotify) => {
                 self.end = Some(End::Clean);
                 Ok(())
@@ -553,7 +579,10 @@ impl<T: Transport> Reader<T> {
                     self.buffer.filled_mut().copy_within(from, to);
                     self.wire += record_len;
                 }
-                Opened::Handled { record_len } => self.wire += record_len,
+                Opened::Handled { record_len } => {
+                    self.wire += record_len;
+                    self.has_swallowed = true;
+                }
                 Opened::CloseNotify => self.end = Some(End::Clean),
             }
             if self.plain == 0 {

@@ -6,8 +6,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
+use super::Reading;
 use crate::config::LogFormat;
 use crate::error::Fault;
+use crate::relay::UnstableRisk;
 
 /// What the line is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -153,6 +155,51 @@ pub struct Record {
     /// Referrer, for the combined format.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub referer: Option<String>,
+    /// Silences towards the client of a tunnel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unstable_risk: Option<UnstableRisk>,
+    /// What the kernel has measured of the connection from its beginning on.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Measured>,
+}
+
+/// What the kernel has measured of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Measured {
+    /// Median time that bytes of the upstream waited in the gateway.
+    #[serde(rename = "flush_p50_ms", serialize_with = "optional_milliseconds")]
+    pub flush_p50: Option<Duration>,
+    /// What 99 of 100 waited at most.
+    #[serde(rename = "flush_p99_ms", serialize_with = "optional_milliseconds")]
+    pub flush_p99: Option<Duration>,
+    /// The longest wait.
+    #[serde(rename = "flush_max_ms", serialize_with = "optional_milliseconds")]
+    pub flush_max: Option<Duration>,
+    /// Waits counted.
+    pub flush_count: u64,
+    /// Median time that bytes of the client waited in the gateway.
+    #[serde(rename = "input_p50_ms", serialize_with = "optional_milliseconds")]
+    pub input_p50: Option<Duration>,
+    /// Smoothed round-trip time between gateway and client.
+    #[serde(rename = "rtt_ms", serialize_with = "optional_milliseconds")]
+    pub rtt: Option<Duration>,
+    /// Segments sent to the client again.
+    pub retransmits: u64,
+}
+
+impl From<Reading> for Measured {
+    fn from(reading: Reading) -> Self {
+        let Reading { down, up, srtt, retransmits } = reading;
+        Self {
+            flush_p50: down.p50(),
+            flush_p99: down.p99(),
+            flush_max: (down.count > 0).then_some(down.max),
+            flush_count: down.count,
+            input_p50: up.p50(),
+            rtt: srtt,
+            retransmits,
+        }
+    }
 }
 
 fn milliseconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
@@ -260,6 +307,8 @@ mod tests {
             path_reason: Some(CopyReason::UserTls),
             agent: None,
             referer: None,
+            unstable_risk: None,
+            measured: None,
         }
     }
 

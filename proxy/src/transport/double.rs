@@ -394,6 +394,10 @@ impl Transport for Double {
         None
     }
 
+    fn cookie(&self) -> Option<u64> {
+        None
+    }
+
     fn kernel_tls(&self) -> Option<&dyn KernelTls> {
         None
     }

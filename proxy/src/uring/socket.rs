@@ -200,6 +200,10 @@ impl Transport for Socket {
         Some(self)
     }
 
+    fn cookie(&self) -> Option<u64> {
+        Self::cookie(self).ok()
+    }
+
     fn kernel_tls(&self) -> Option<&dyn KernelTls> {
         Some(self)
     }

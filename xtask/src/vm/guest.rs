@@ -23,8 +23,8 @@ pub(crate) struct Plan<'a> {
 pub(super) const GATEWAY: &str = "/t/debug/tlsplice";
 
 /// Test programs that run on a kernel alone, without Tomcat and browser.
-pub(super) const SUITES: [&str; 8] =
-    ["http", "identity", "operations", "records", "refusals", "splice", "tls", "websocket"];
+pub(super) const SUITES: [&str; 9] =
+    ["ebpf", "http", "identity", "operations", "records", "refusals", "splice", "tls", "websocket"];
 
 /// Values of `offload` that everything is run with. Kernels that cannot do what the first asks for do as the second.
 pub(crate) const OFFLOADS: [&str; 2] = ["always", "never"];
@@ -56,6 +56,7 @@ pub(super) fn script(modules: &[&str], plan: Plan<'_>) -> String {
          /bin/busybox --install -s /bin\n\
          export PATH=/bin HOME=/root RUST_BACKTRACE=0 TLSPLICE_TEST_BINARY={GATEWAY}\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp\n\
+         mkdir -p /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup || echo \"PROBLEM cgroup2\"\n\
          ip link set lo up; ulimit -n 16384\n\
          for module in {modules}; do insmod /modules/$module.ko || echo \"PROBLEM module $module\"; done\n\
          echo \"KERNEL $(uname -r)\"\n\

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub(super) use listener::listeners;
-pub(super) use rest::{access_log, drain_timeout, limits, trusted_proxies, workers};
+pub(super) use rest::{access_log, drain_timeout, limits, telemetry, trusted_proxies, workers};
 pub(super) use route::routes;
 pub(super) use tls::tls;
 pub(super) use upstream::upstreams;
@@ -30,6 +30,7 @@ pub(super) const TOP: &[&str] = &[
     "limits",
     "listener",
     "route",
+    "telemetry",
     "tls",
     "trusted_proxies",
     "upstream",

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Bound, networks, path, to_usize};
 use crate::addr::CidrSet;
-use crate::config::model::{AccessLog, Limits, LogFormat, LogTarget};
+use crate::config::model::{AccessLog, FlushLatency, Limits, LogFormat, LogTarget, Telemetry};
 use crate::config::report::{Fault, Report};
 use crate::config::sections::TOP;
 use crate::config::table::Table;
@@ -93,6 +93,20 @@ fn defaults() -> Limits {
         body_rate_min: BODY_RATE_MIN.default,
         write_timeout: WRITE_TIMEOUT.default,
     }
+}
+
+/// Reads `[telemetry]`.
+pub(in crate::config) fn telemetry(root: &mut Table<'_>, report: &mut Report) -> Telemetry {
+    let item = root.get("telemetry");
+    let table = item.as_ref().and_then(|item| item.note(report, item.table()));
+    let Some(mut table) = table else { return Telemetry::default() };
+    const CHOICES: &[(&str, FlushLatency)] =
+        &[("auto", FlushLatency::Auto), ("off", FlushLatency::Off)];
+    let flush_latency = table.read(report, "flush_latency", |item| item.choice(CHOICES));
+    let connections = table.read(report, "connections", |item| item.number(&CONNECTIONS.range));
+    table.finish(report, TOP);
+    let connections = connections.map(to_usize);
+    Telemetry { flush_latency: flush_latency.unwrap_or_default(), connections }
 }
 
 /// Reads `[access_log]`; without it, nothing is logged.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::{
-    AccessLog, App, Config, EndpointAddr, HeaderEdits, Host, Limits, Listener, LogFormat,
-    LogTarget, Offload, Service, Splice,
+    AccessLog, App, Config, EndpointAddr, FlushLatency, HeaderEdits, Host, Limits, Listener,
+    LogFormat, LogTarget, Offload, Service, Splice, Telemetry,
 };
 
 fn secs(seconds: u64) -> Duration {
@@ -312,6 +312,18 @@ fn the_examples_of_the_readme_are_accepted() {
 }
 
 #[test]
+fn what_is_measured_can_be_bounded_and_switched_off() {
+    let of = |lines: &str| accept(&format!("{PLAIN}{lines}")).config.telemetry;
+    assert_eq!(of(""), Telemetry { flush_latency: FlushLatency::Auto, connections: None });
+    assert_eq!(
+        of("[telemetry]\nflush_latency = \"off\"\nconnections = 7\n"),
+        Telemetry { flush_latency: FlushLatency::Off, connections: Some(7) }
+    );
+    let report = refuse(&format!("{PLAIN}[telemetry]\nconnections = 0\nflush_latency = \"on\"\n"));
+    assert_eq!(report.problems().len(), 2, "{report}");
+}
+
+#[test]
 fn the_readme_describes_every_key() {
     let readme = include_str!("../../../../README.md");
     let (_, reference) = readme.split_once("## Configuration").unwrap();
@@ -319,12 +331,13 @@ fn the_readme_describes_every_key() {
     let stray = "qqqqqqqqqqqqqqqq = 1\n";
     let report = refuse(&format!(
         "{stray}[[listener]]\n{stray}[tls]\n{stray}[[tls.site]]\n{stray}[[upstream]]\n{stray}\
-         [[route]]\n{stray}[limits]\n{stray}[access_log]\n{stray}"
+         [[route]]\n{stray}[limits]\n{stray}[access_log]\n{stray}[telemetry]\n{stray}"
     ));
     let lists = report.problems().iter().filter_map(|problem| {
         problem.hint.as_deref().and_then(|hint| hint.strip_prefix("known here: "))
     });
-    let tables = ["listener", "tls", "site", "upstream", "route", "limits", "access_log"];
+    let tables =
+        ["listener", "tls", "site", "upstream", "route", "limits", "access_log", "telemetry"];
     let mut keys = 0;
     for key in lists.flat_map(|list| list.split(", ")) {
         let table = reference.contains(&format!("\n### `[{key}]`"))

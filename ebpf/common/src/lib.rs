@@ -1,0 +1,136 @@
+//! Keys, values and names of the maps that the programs in the kernel share with the gateway.
+//!
+//! A value that a program builds on its stack has fields of eight bytes only: kernels up to 6.1 refuse two smaller
+//! stores into one slot from a program without CAP_PERFMON.
+#![no_std]
+#![deny(missing_docs)]
+
+/// Buckets of a histogram: a power of two, so that an index can be masked.
+pub const BUCKETS: usize = 128;
+
+/// Counters of [`Stat`].
+pub const STATS: u32 = 8;
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Direction {
+    /// From the upstream to the client.
+    Down = 0,
+    /// From the client to the upstream.
+    Up = 1,
+}
+
+/// The key of a connection's direction: by the cookie of the client's socket, which counts from 1.
+#[must_use]
+#[inline(always)]
+pub const fn key(client: u64, direction: Direction) -> u64 {
+    client.wrapping_mul(2) + direction as u64
+}
+
+/// A connection that a client has made. Map `CONNS`, by the cookie of the accepted socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Conn {
+    /// When it was established, on the monotonic clock, in nanoseconds.
+    pub start_ns: u64,
+    /// The client's address as the 16 bytes of an IPv6 address in network order; IPv4 is mapped.
+    pub address: [u64; 2],
+    /// The client's port.
+    pub port: u64,
+    /// Smoothed round-trip time in microseconds.
+    pub srtt_us: u64,
+    /// Segments sent again.
+    pub retransmits: u64,
+}
+
+/// What a socket is to its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Role {
+    /// It is the client's.
+    Client = 1,
+    /// It is the upstream's.
+    Upstream = 2,
+}
+
+/// Whose bytes a socket carries. Map `SOCKS`, by the cookie of the socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Link {
+    /// Cookie of the client's socket.
+    pub client: u64,
+    /// A [`Role`].
+    pub role: u64,
+    /// Sequence number behind the last byte sent; above it is what was never sent before.
+    pub sent: u64,
+    /// Whether `sent` is known: 0 or 1.
+    pub has_sent: u64,
+}
+
+/// Delays of one direction of a connection. Map `HIST`, by [`key`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Histogram {
+    /// The bucket counted last; the program needs it in memory to index with it.
+    pub last_bucket: u32,
+    /// Packets that arrived while another one waited, whose delay is not in the histogram.
+    pub coalesced: u32,
+    /// Delays counted.
+    pub count: u64,
+    /// Their sum in nanoseconds.
+    pub sum_ns: u64,
+    /// The longest in nanoseconds.
+    pub max_ns: u64,
+    /// Counts by [`bucket`].
+    pub buckets: [u32; BUCKETS],
+}
+
+impl Histogram {
+    /// Without a delay.
+    pub const EMPTY: Self = Self {
+        last_bucket: 0,
+        coalesced: 0,
+        count: 0,
+        sum_ns: 0,
+        max_ns: 0,
+        buckets: [0; BUCKETS],
+    };
+}
+
+/// The bucket of a delay: microseconds, four buckets per power of two, so that it is known to a quarter at worst.
+#[must_use]
+#[inline(always)]
+pub const fn bucket(us: u64) -> u32 {
+    let us = if us > u32::MAX as u64 { u32::MAX } else { us as u32 };
+    if us < 4 {
+        us
+    } else {
+        let msb = 31 - us.leading_zeros();
+        (msb - 1) * 4 + ((us >> (msb - 2)) & 3)
+    }
+}
+
+/// A counter. Map `STATS`, by this number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Stat {
+    /// Connections seen to be established by clients.
+    Established = 0,
+    /// Connections that found `CONNS` full.
+    InsertErrors = 1,
+    /// Connections that ended without having been accepted.
+    NeverAccepted = 2,
+    /// Delays measured.
+    Delays = 3,
+}
+
+#[cfg(feature = "user")]
+mod user {
+    // SAFETY: `repr(C)`, integers only, and no padding: every pattern of bytes is a value.
+    unsafe impl aya::Pod for super::Conn {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Link {}
+    // SAFETY: as above; two fields of four bytes stand first, and an even number of them last.
+    unsafe impl aya::Pod for super::Histogram {}
+}

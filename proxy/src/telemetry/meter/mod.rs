@@ -1,0 +1,326 @@
+//! How long bytes wait in this gateway, and who connects to it, as the kernel sees it.
+//!
+//! Programs in the kernel (`ebpf/`) measure; here they are loaded, told which sockets belong together, and asked. Nothing
+//! of a connection depends on it: what cannot be measured is served all the same.
+
+mod cgroup;
+mod programs;
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use aya::maps::MapError;
+pub use tlsplice_ebpf_common::Direction;
+use tlsplice_ebpf_common::{Conn, Histogram, Link, Role, Stat, key};
+
+use super::latency::Latency;
+use programs::{Maps, Programs};
+
+/// `BPF_EXIST` of linux/bpf.h.
+const BPF_EXIST: u64 = 2;
+
+/// What there is to lose, for warnings.
+const COST: &str = "flush latency, round-trip times and retransmissions are not measured, client addresses come from \
+                    accept alone, and everything else works as ever";
+
+/// Measures connections, or says why it does not. One for all workers; a call takes a microsecond or less.
+#[derive(Debug)]
+pub struct Meter {
+    state: State,
+    mismatches: AtomicU64,
+    unseen: AtomicU64,
+    unmeasured: AtomicU64,
+    has_warned: AtomicBool,
+}
+
+#[derive(Debug)]
+enum State {
+    Off(String),
+    On(Box<Programs>),
+}
+
+/// One connection as the kernel has seen it so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// Flush latency: from the arrival of bytes of the upstream to their leaving towards the client.
+    pub down: Latency,
+    /// Input latency: the same from the client to the upstream.
+    pub up: Latency,
+    /// Smoothed round-trip time of the client's connection. None before the first sample.
+    pub srtt: Option<Duration>,
+    /// Segments sent to the client again.
+    pub retransmits: u64,
+}
+
+/// How the meter itself does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Connections that can be measured at once.
+    pub capacity: u64,
+    /// Entries in the map of connections.
+    pub connections: u64,
+    /// Entries in the map of sockets.
+    pub sockets: u64,
+    /// Entries in the map of delays, two per connection.
+    pub histograms: u64,
+    /// Connections that the kernel has seen to be established.
+    pub established: u64,
+    /// Connections that found the kernel's map full.
+    pub insert_errors: u64,
+    /// Connections that the gateway could not have measured, since a map was full.
+    pub unmeasured: u64,
+    /// Accepted connections of which the kernel had no record.
+    pub unseen: u64,
+    /// Accepted connections with another address in the kernel's record than accept said.
+    pub mismatches: u64,
+    /// Delays measured since the start.
+    pub delays: u64,
+}
+
+impl Meter {
+    /// One that measures nothing, for this reason.
+    #[must_use]
+    pub fn disabled(reason: impl Into<String>) -> Arc<Self> {
+        Arc::new(Self::new(State::Off(reason.into())))
+    }
+
+    /// Has the kernel measure up to `connections` at once, and this process's sockets that are made from now on. When
+    /// that cannot be had, a warning says why, and the meter is one that measures nothing.
+    #[must_use]
+    pub fn start(connections: usize) -> Arc<Self> {
+        let connections = u32::try_from(connections).unwrap_or(u32::MAX);
+        match Programs::load(connections) {
+            Ok(programs) => Arc::new(Self::new(State::On(Box::new(programs)))),
+            Err(error) => {
+                tracing::warn!("eBPF cannot be had: {error}. Without it {COST}");
+                Self::disabled(error.to_string())
+            }
+        }
+    }
+
+    fn new(state: State) -> Self {
+        Self {
+            state,
+            mismatches: AtomicU64::new(0),
+            unseen: AtomicU64::new(0),
+            unmeasured: AtomicU64::new(0),
+            has_warned: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether it measures.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        matches!(self.state, State::On(_))
+    }
+
+    /// One line for the start-up report.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match &self.state {
+            State::On(programs) => {
+                format!(
+                    "flush latency of up to {} connections, in {}",
+                    programs.capacity,
+                    programs.group()
+                )
+            }
+            State::Off(reason) => format!("off: {reason}"),
+        }
+    }
+
+    fn programs(&self) -> Option<&Programs> {
+        match &self.state {
+            State::On(programs) => Some(programs),
+            State::Off(_) => None,
+        }
+    }
+
+    /// Where the connection with this cookie comes from, in the kernel's record, which must name `accepted` too: another
+    /// address there is counted and logged. None without a record.
+    pub fn source(&self, client: u64, accepted: SocketAddr) -> Option<SocketAddr> {
+        let programs = self.programs()?;
+        let record = programs.maps().conns.get(&client, 0);
+        let Ok(record) = record else {
+            self.unseen.fetch_add(1, Ordering::Relaxed);
+            self.warn_once(|| {
+                let full = count_of(&programs.maps(), Stat::InsertErrors) > 0;
+                let cause = if full {
+                    "the map of connections is full (telemetry.connections)"
+                } else {
+                    "its listener was made outside of the gateway's control group, or it has ended already"
+                };
+                format!("the kernel has no record of the connection from {accepted}: {cause}")
+            });
+            return None;
+        };
+        let source = address(&record);
+        if canonical(source) != canonical(accepted) {
+            self.mismatches.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(
+                "the connection that accept says is from {accepted} comes from {source} in the kernel's record; \
+                 access rules keep to the former"
+            );
+        }
+        Some(source)
+    }
+
+    /// Begins to measure a connection. What has arrived before does not count.
+    pub fn begin(&self, client: u64) -> bool {
+        let Some(programs) = self.programs() else { return false };
+        let maps = &mut *programs.maps();
+        let begun = begin(maps, client);
+        if let Err(error) = begun {
+            forget(maps, client);
+            self.unmeasured.fetch_add(1, Ordering::Relaxed);
+            self.warn_once(|| {
+                format!(
+                    "a connection is not measured: {}; more than {} at once are not (telemetry.connections)",
+                    programs::chain(&error),
+                    programs.capacity
+                )
+            });
+            return false;
+        }
+        true
+    }
+
+    /// From now on the upstream's socket carries what the client's does.
+    pub fn link(&self, client: u64, upstream: u64) {
+        let Some(programs) = self.programs() else { return };
+        let linked = programs.maps().socks.insert(upstream, new_link(client, Role::Upstream), 0);
+        if linked.is_err() {
+            self.unmeasured.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The upstream's socket carries nothing any more that is to be measured.
+    pub fn unlink(&self, upstream: u64) {
+        if let Some(programs) = self.programs() {
+            drop(programs.maps().socks.remove(&upstream));
+        }
+    }
+
+    /// Bytes that came this way were consumed here: nothing will leave for them.
+    pub fn swallowed(&self, client: u64, direction: Direction) {
+        if let Some(programs) = self.programs() {
+            // Only where there is an entry: the connection may not be measured.
+            drop(programs.maps().pending.insert(key(client, direction), 0, BPF_EXIST));
+        }
+    }
+
+    /// What has been measured of a connection. None when it is not.
+    #[must_use]
+    pub fn reading(&self, client: u64) -> Option<Reading> {
+        let maps = self.programs()?.maps();
+        let down = maps.histograms.get(&key(client, Direction::Down), 0).ok()?;
+        let up = maps.histograms.get(&key(client, Direction::Up), 0).ok()?;
+        let conn = maps.conns.get(&client, 0).unwrap_or_default();
+        Some(Reading {
+            down: Latency::from(&down),
+            up: Latency::from(&up),
+            srtt: (conn.srtt_us > 0).then(|| Duration::from_micros(conn.srtt_us)),
+            retransmits: conn.retransmits,
+        })
+    }
+
+    /// Deletes all that is kept of a connection. To be called at its end, and harmless at any other time.
+    pub fn forget(&self, client: u64) {
+        if let Some(programs) = self.programs() {
+            forget(&mut programs.maps(), client);
+        }
+    }
+
+    /// How the meter itself does; None when it is off. Counts the entries of maps, which takes a microsecond for each.
+    #[must_use]
+    pub fn stats(&self) -> Option<Stats> {
+        let programs = self.programs()?;
+        let maps = programs.maps();
+        let count = |entries: usize| entries as u64;
+        Some(Stats {
+            capacity: programs.capacity.into(),
+            connections: count(maps.conns.keys().flatten().count()),
+            sockets: count(maps.socks.keys().flatten().count()),
+            histograms: count(maps.histograms.keys().flatten().count()),
+            established: count_of(&maps, Stat::Established),
+            insert_errors: count_of(&maps, Stat::InsertErrors),
+            unmeasured: self.unmeasured.load(Ordering::Relaxed),
+            unseen: self.unseen.load(Ordering::Relaxed),
+            mismatches: self.mismatches.load(Ordering::Relaxed),
+            delays: count_of(&maps, Stat::Delays),
+        })
+    }
+
+    /// A warning for the first time that something is not measured; the counters tell the rest.
+    fn warn_once(&self, text: impl FnOnce() -> String) {
+        if !self.has_warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!("eBPF: {}. For it {COST}", text());
+        }
+    }
+}
+
+fn new_link(client: u64, role: Role) -> Link {
+    Link { client, role: role as u64, sent: 0, has_sent: 0 }
+}
+
+fn begin(maps: &mut Maps, client: u64) -> Result<(), MapError> {
+    for direction in [Direction::Down, Direction::Up] {
+        maps.histograms.insert(key(client, direction), Histogram::EMPTY, 0)?;
+        maps.pending.insert(key(client, direction), 0, 0)?;
+    }
+    maps.socks.insert(client, new_link(client, Role::Client), 0)
+}
+
+/// Entries may be missing: the kernel deletes those of connections that were never linked.
+fn forget(maps: &mut Maps, client: u64) {
+    drop(maps.socks.remove(&client));
+    for direction in [Direction::Down, Direction::Up] {
+        drop(maps.pending.remove(&key(client, direction)));
+        drop(maps.histograms.remove(&key(client, direction)));
+    }
+    drop(maps.conns.remove(&client));
+}
+
+fn count_of(maps: &Maps, stat: Stat) -> u64 {
+    maps.stats.get(&(stat as u32), 0).unwrap_or(0)
+}
+
+fn address(conn: &Conn) -> SocketAddr {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&conn.address[0].to_ne_bytes());
+    bytes[8..].copy_from_slice(&conn.address[1].to_ne_bytes());
+    let port = u16::try_from(conn.port).unwrap_or(0);
+    SocketAddr::new(IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical(), port)
+}
+
+fn canonical(address: SocketAddr) -> (IpAddr, u16) {
+    (address.ip().to_canonical(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_both_families_are_read() {
+        let conn = |text: &str, port| {
+            let bytes = text.parse::<Ipv6Addr>().unwrap().octets();
+            let word = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().unwrap());
+            Conn { address: [word(0), word(8)], port, ..Conn::default() }
+        };
+        assert_eq!(address(&conn("::ffff:192.0.2.7", 5)).to_string(), "192.0.2.7:5");
+        assert_eq!(address(&conn("2001:db8::7", 65_535)).to_string(), "[2001:db8::7]:65535");
+    }
+
+    #[test]
+    fn one_that_is_off_answers_nothing_and_says_why() {
+        let meter = Meter::disabled("it is switched off");
+        assert!(!meter.is_on() && !meter.begin(1));
+        assert_eq!((meter.reading(1), meter.stats()), (None, None));
+        assert_eq!(meter.describe(), "off: it is switched off");
+        meter.swallowed(1, Direction::Up);
+        meter.forget(1);
+    }
+}

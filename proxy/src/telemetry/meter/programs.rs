@@ -1,0 +1,242 @@
+//! The programs in the kernel: loaded, attached, and asked.
+
+use std::io;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError, SockOps};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use socket2::SockRef;
+use tlsplice_ebpf_common::{Conn, Histogram, Link};
+
+use super::cgroup::{Group, GroupError};
+
+/// The programs, built by `cargo xtask ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/tlsplice.bpf.o");
+
+/// Connections that may wait to be accepted, on top of those that are served.
+const WAITING_MAX: u32 = 4096;
+
+/// Idle connections to upstreams, which stay linked, on top of those in use.
+const IDLE_MAX: u32 = 4096;
+
+/// Why nothing is measured. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LoadError {
+    /// No group of processes to attach to.
+    #[error("{0}; mount it: mount -t cgroup2 none /sys/fs/cgroup/unified")]
+    Group(#[from] GroupError),
+    /// A capability is missing.
+    #[error(
+        "the kernel does not permit BPF ({0}); give the process CAP_BPF and CAP_NET_ADMIN, and on Linux 5.10 also \
+         LimitMEMLOCK=infinity (in containers the runtime must allow the bpf system call, too)"
+    )]
+    NotPermitted(String),
+    /// The kernel has no BPF, or not what is needed.
+    #[error(
+        "this kernel lacks what is needed ({0}); Linux 5.10 or later with CONFIG_CGROUP_BPF is"
+    )]
+    NotSupported(String),
+    /// The verifier refused a program.
+    #[error("the kernel's verifier refused {0}; please report this with the kernel's version")]
+    Refused(String),
+    /// Another program holds the group for itself.
+    #[error(
+        "another BPF program holds the control group {0} exclusively ({1}); run the gateway in a group of its own"
+    )]
+    Held(String, String),
+    /// Programs are attached, and are not run.
+    #[error(
+        "the kernel does not run programs for this process's sockets; before Linux 5.14 a net_cls or net_prio group \
+         in use turns them off: remove those groups (they are cgroup v1) and restart the machine"
+    )]
+    NotRun,
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Loaded programs and their maps. Dropping it detaches and unloads them, as the end of the process does.
+#[derive(Debug)]
+pub(super) struct Programs {
+    pub(super) maps: Mutex<Maps>,
+    pub(super) capacity: u32,
+    group: String,
+    /// Detached before the process leaves the group.
+    _programs: Ebpf,
+    _group: Group,
+}
+
+/// The maps. A call takes a microsecond or less.
+pub(super) struct Maps {
+    pub(super) conns: HashMap<MapData, u64, Conn>,
+    pub(super) socks: HashMap<MapData, u64, Link>,
+    pub(super) pending: HashMap<MapData, u64, u64>,
+    pub(super) histograms: HashMap<MapData, u64, Histogram>,
+    pub(super) stats: Array<MapData, u64>,
+}
+
+impl std::fmt::Debug for Maps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Maps").finish_non_exhaustive()
+    }
+}
+
+impl Programs {
+    /// Joins a group, loads, attaches, and makes sure that the programs see sockets. For `connections` at once.
+    pub(super) fn load(connections: u32) -> Result<Self, LoadError> {
+        let group = Group::join()?;
+        let directory = group.open()?;
+        let capacity = connections.saturating_add(WAITING_MAX);
+        let pairs = connections.saturating_mul(2);
+        let mut programs = EbpfLoader::new()
+            .map_max_entries("CONNS", capacity)
+            .map_max_entries("SOCKS", pairs.saturating_add(IDLE_MAX))
+            .map_max_entries("PEND", pairs)
+            .map_max_entries("HIST", pairs)
+            .load(OBJECT)
+            .map_err(|error| judge(&error))?;
+        let name = group.path().display().to_string();
+        let attach_failed = |error: ProgramError| attach_error(&name, &error);
+        let sock: &mut SockOps = program(&mut programs, "tlsplice_sock")?;
+        sock.load().map_err(|error| program_error("tlsplice_sock", &error))?;
+        sock.attach(&directory, CgroupAttachMode::Single).map_err(attach_failed)?;
+        let directions = [
+            ("tlsplice_in", CgroupSkbAttachType::Ingress),
+            ("tlsplice_out", CgroupSkbAttachType::Egress),
+        ];
+        for (name, direction) in directions {
+            let packets: &mut CgroupSkb = program(&mut programs, name)?;
+            packets.load().map_err(|error| program_error(name, &error))?;
+            packets
+                .attach(&directory, direction, CgroupAttachMode::Single)
+                .map_err(attach_failed)?;
+        }
+        let maps = Maps {
+            conns: map(&mut programs, "CONNS")?,
+            socks: map(&mut programs, "SOCKS")?,
+            pending: map(&mut programs, "PEND")?,
+            histograms: map(&mut programs, "HIST")?,
+            stats: map(&mut programs, "STATS_MAP")?,
+        };
+        prove(&maps)?;
+        let group_name = name;
+        Ok(Self {
+            maps: Mutex::new(maps),
+            capacity: connections,
+            group: group_name,
+            _programs: programs,
+            _group: group,
+        })
+    }
+
+    pub(super) fn maps(&self) -> MutexGuard<'_, Maps> {
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn group(&self) -> &str {
+        &self.group
+    }
+}
+
+/// Makes a connection to itself, which the programs must have seen.
+fn prove(maps: &Maps) -> Result<(), LoadError> {
+    let connected = || -> io::Result<(TcpStream, TcpStream, u64)> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let client = TcpStream::connect(listener.local_addr()?)?;
+        let (server, _) = listener.accept()?;
+        let cookie = SockRef::from(&server).cookie()?;
+        Ok((client, server, cookie))
+    };
+    let Ok((client, server, cookie)) = connected() else {
+        tracing::debug!("no connection over loopback: it stays unproven that programs are run");
+        return Ok(());
+    };
+    let seen = maps.conns.get(&cookie, 0);
+    drop((client, server));
+    match seen {
+        Ok(_) => Ok(()),
+        Err(MapError::KeyNotFound) => Err(LoadError::NotRun),
+        Err(error) => Err(LoadError::Other(chain(&error))),
+    }
+}
+
+fn program<'a, P>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut P, LoadError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let found = programs.program_mut(name).map(TryInto::try_into);
+    match found {
+        Some(Ok(program)) => Ok(program),
+        Some(Err(error)) => Err(LoadError::Other(chain(&error))),
+        None => Err(LoadError::Other(format!("there is no program {name} in the object"))),
+    }
+}
+
+fn map<M: TryFrom<Map, Error = MapError>>(programs: &mut Ebpf, name: &str) -> Result<M, LoadError> {
+    let map = programs.take_map(name);
+    let map =
+        map.ok_or_else(|| LoadError::Other(format!("there is no map {name} in the object")))?;
+    map.try_into().map_err(|error: MapError| LoadError::Other(chain(&error)))
+}
+
+fn judge(error: &EbpfError) -> LoadError {
+    by_errno(error, chain(error))
+}
+
+fn program_error(name: &str, error: &ProgramError) -> LoadError {
+    match (error, errno(error)) {
+        (_, Some(libc::EPERM)) => LoadError::NotPermitted(format!("{name}: EPERM")),
+        (ProgramError::LoadError { io_error, verifier_log }, Some(_)) => {
+            // The last lines say why; the ones before tell the way there.
+            let log = verifier_log.to_string();
+            let lines: Vec<&str> = log.lines().filter(|line| !line.is_empty()).collect();
+            let tail = lines[lines.len().saturating_sub(3)..].join(" | ");
+            LoadError::Refused(format!("{name} ({io_error}: {tail})"))
+        }
+        _ => by_errno(error, chain(error)),
+    }
+}
+
+fn attach_error(group: &str, error: &ProgramError) -> LoadError {
+    match errno(error) {
+        // Loading has shown that the capabilities are there.
+        Some(libc::EPERM) => LoadError::Held(group.to_owned(), chain(error)),
+        _ => by_errno(error, chain(error)),
+    }
+}
+
+fn by_errno(error: &(dyn std::error::Error + 'static), text: String) -> LoadError {
+    match errno(error) {
+        Some(libc::EPERM | libc::EACCES) => LoadError::NotPermitted(text),
+        Some(libc::ENOSYS | libc::EINVAL | libc::EOPNOTSUPP) => LoadError::NotSupported(text),
+        _ => LoadError::Other(text),
+    }
+}
+
+/// The number of the system's error that is behind `error`.
+fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return error.raw_os_error();
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// An error with all that is behind it.
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        next = error.source();
+    }
+    text
+}

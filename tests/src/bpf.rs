@@ -1,0 +1,83 @@
+use std::fs;
+
+use aya::Pod;
+use aya::maps::{HashMap, Map, MapData, MapInfo};
+use aya::programs::loaded_programs;
+use tlsplice_ebpf_common::{Conn, Direction, Histogram, Link, key};
+
+/// The maps and programs of a gateway, seen through its descriptors.
+#[derive(Debug)]
+pub struct Kernel {
+    conns: HashMap<MapData, u64, Conn>,
+    socks: HashMap<MapData, u64, Link>,
+    histograms: HashMap<MapData, u64, Histogram>,
+    programs: Vec<u32>,
+}
+
+impl Kernel {
+    /// What the process has in the kernel; None when that is nothing.
+    ///
+    /// # Panics
+    /// When the kernel does not tell, as without root.
+    #[must_use]
+    pub fn of(process: u32) -> Option<Self> {
+        let programs = ids(process, "prog_id:");
+        if programs.is_empty() {
+            return None;
+        }
+        let maps = ids(process, "map_id:");
+        let (conns, socks) = (open(&maps, "CONNS"), open(&maps, "SOCKS"));
+        Some(Self { conns, socks, histograms: open(&maps, "HIST"), programs })
+    }
+
+    /// Entries of the maps of connections, sockets and delays.
+    #[must_use]
+    pub fn entries(&self) -> (usize, usize, usize) {
+        (self.conns.keys().count(), self.socks.keys().count(), self.histograms.keys().count())
+    }
+
+    /// The record of the connection that a client made from this port, and its key.
+    #[must_use]
+    pub fn conn(&self, port: u16) -> Option<(u64, Conn)> {
+        self.conns.iter().flatten().find(|(_, conn)| conn.port == u64::from(port))
+    }
+
+    /// Delays of the connection that a client made from this port.
+    #[must_use]
+    pub fn delays(&self, port: u16, direction: Direction) -> Option<Histogram> {
+        let (client, _) = self.conn(port)?;
+        self.histograms.get(&key(client, direction), 0).ok()
+    }
+
+    /// Whether any of its programs is still loaded.
+    #[must_use]
+    pub fn is_loaded(&self) -> bool {
+        loaded_programs().flatten().any(|program| self.programs.contains(&program.id()))
+    }
+}
+
+/// Numbers of what the descriptors of a process stand for.
+fn ids(process: u32, name: &str) -> Vec<u32> {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{process}/fdinfo")) else {
+        return Vec::new();
+    };
+    let id = |path| {
+        let text = fs::read_to_string(path).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().parse().ok()
+    };
+    let mut ids: Vec<u32> =
+        descriptors.flatten().filter_map(|descriptor| id(descriptor.path())).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+fn open<V: Pod>(ids: &[u32], name: &str) -> HashMap<MapData, u64, V> {
+    let is_it =
+        |id: &&u32| MapInfo::from_id(**id).is_ok_and(|info| info.name_as_str() == Some(name));
+    let id = ids.iter().find(is_it).unwrap_or_else(|| panic!("the gateway has a map {name}"));
+    let data = MapData::from_id(*id).expect("the map can be opened");
+    let map = Map::from_map_data(data).expect("the map has a known type");
+    map.try_into().expect("the map has these types")
+}
