@@ -14,7 +14,7 @@ use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use socket2::{Domain, Socket, Type};
 use tlsplice_ebpf_common::{Conn, Direction, Histogram, bucket};
 use tlsplice_tests::bpf::Kernel;
-use tlsplice_tests::client::Client;
+use tlsplice_tests::client::{Client, VERSIONS, tls_config, tls_stream};
 use tlsplice_tests::gateway::{BINARY_VARIABLE, Config, Gateway, binary};
 use tlsplice_tests::origin::Origin;
 use tlsplice_tests::wait_for;
@@ -292,6 +292,41 @@ fn what_is_answered_here_is_no_delay() {
     let up = kernel.delays(port, Direction::Up).expect("it is measured");
     assert!((3..=4).contains(&up.count), "{}", up.count);
     assert!(Duration::from_nanos(up.max_ns) < Duration::from_millis(200), "{}", up.max_ns);
+}
+
+#[test]
+fn a_key_update_is_no_delay() {
+    // Some kernels cannot follow one; the tests of records tell of that.
+    if is_emulated() {
+        return;
+    }
+    let origin = mirror();
+    let gateway = Gateway::start(&Config::to(origin.address()));
+    let kernel = kernel(&gateway);
+    let config = Arc::new(tls_config(&[VERSIONS[1]]));
+    let mut stream = tls_stream(gateway.https, &config, "localhost");
+    let mut get = |updates_key: bool| {
+        if updates_key {
+            stream.conn.refresh_traffic_keys().expect("TLS 1.3 can");
+            stream.flush().expect("it is sent");
+            thread::sleep(Duration::from_millis(300));
+        }
+        stream.write_all(GET.as_bytes()).expect("it is sent");
+        let (mut received, mut piece) = (Vec::new(), [0; 4096]);
+        while !received.ends_with(b"END\r\n") {
+            let count = stream.read(&mut piece).expect("a response");
+            received.extend_from_slice(&piece[..count]);
+        }
+        port(&stream.sock)
+    };
+    get(false);
+    for _ in 0..3 {
+        get(true);
+    }
+    let port = get(false);
+    let up = kernel.delays(port, Direction::Up).expect("it is measured");
+    assert!((4..=5).contains(&up.count), "{}", up.count);
+    assert!(Duration::from_nanos(up.max_ns) < Duration::from_millis(300), "{}", up.max_ns);
 }
 
 #[test]
