@@ -17,11 +17,36 @@ use crate::measure;
 const START: Duration = Duration::from_secs(20);
 const APACHE_MODULES: &str = "/usr/lib/apache2/modules";
 
+/// Where TLS is done, and how bodies move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// What the gateway chooses.
+    Auto,
+    /// TLS in this process, which implies copying.
+    UserCopy,
+    /// TLS in the kernel, bodies copied.
+    KernelCopy,
+    /// TLS in the kernel, bodies spliced.
+    KernelSplice,
+}
+
+impl Route {
+    /// Keys of the listener. What is the default is not written.
+    fn keys(self) -> &'static str {
+        match self {
+            Self::Auto => "",
+            Self::UserCopy => "offload = \"never\"",
+            Self::KernelCopy => "offload = \"always\"\nsplice = \"never\"",
+            Self::KernelSplice => "offload = \"always\"",
+        }
+    }
+}
+
 /// A program that is compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// This project, with a value of `offload` for its TLS listener.
-    Tlsplice(String),
+    /// This project, with the path that a byte takes in it.
+    Tlsplice(Route),
     /// nginx.
     Nginx,
     /// HAProxy.
@@ -33,13 +58,15 @@ pub enum Kind {
 impl Kind {
     /// How reports call it.
     #[must_use]
-    pub fn name(&self) -> String {
+    pub fn name(&self) -> &'static str {
         match self {
-            Self::Tlsplice(offload) if offload == "auto" => "tlsplice".to_owned(),
-            Self::Tlsplice(offload) => format!("tlsplice offload={offload}"),
-            Self::Nginx => "nginx".to_owned(),
-            Self::Haproxy => "haproxy".to_owned(),
-            Self::Apache => "apache".to_owned(),
+            Self::Tlsplice(Route::Auto) => "tlsplice",
+            Self::Tlsplice(Route::UserCopy) => "user/copy",
+            Self::Tlsplice(Route::KernelCopy) => "kernel/copy",
+            Self::Tlsplice(Route::KernelSplice) => "kernel/splice",
+            Self::Nginx => "nginx",
+            Self::Haproxy => "haproxy",
+            Self::Apache => "apache",
         }
     }
 
@@ -97,7 +124,7 @@ impl Gateway {
     /// # Errors
     /// When it does not; the text says where its log is.
     pub fn start(kind: &Kind, setting: &Setting) -> Result<Self> {
-        let directory = setting.directory.join(kind.name().replace([' ', '='], "-"));
+        let directory = setting.directory.join(kind.name().replace('/', "-"));
         fs::create_dir_all(&directory)
             .map_err(Error::io(format!("cannot make {}", directory.display())))?;
         let address = || free_port().map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
@@ -131,7 +158,7 @@ impl Gateway {
             Kind::Apache => command.args(["apache2", "-DFOREGROUND", "-f"]).arg(&file),
         };
         command.stdin(Stdio::null()).stderr(output.try_clone().map_err(failed())?).stdout(output);
-        let mut process = Process::spawn(&kind.name(), &mut command)?;
+        let mut process = Process::spawn(kind.name(), &mut command)?;
         let deadline = Instant::now() + START;
         while TcpStream::connect(fronts.plain).is_err() || TcpStream::connect(fronts.tls).is_err() {
             let is_over = process.try_wait()?.is_some() || Instant::now() > deadline;
@@ -168,7 +195,7 @@ fn fill(
     kind: &Kind,
 ) -> String {
     let Certificates { ecdsa, rsa } = &setting.certificates;
-    let offload = if let Kind::Tlsplice(offload) = kind { offload } else { "" };
+    let route = if let Kind::Tlsplice(route) = kind { route.keys() } else { "" };
     let values: [(&str, &dyn std::fmt::Display); 15] = [
         ("{directory}", &directory.display()),
         ("{workers}", &setting.workers),
@@ -177,7 +204,7 @@ fn fill(
         ("{tls}", &fronts.tls),
         ("{rsa}", &fronts.rsa),
         ("{plain}", &fronts.plain),
-        ("{offload}", &offload),
+        ("{route}", &route),
         ("{modules}", &APACHE_MODULES),
         ("{ecdsa_certificate}", &ecdsa.certificate.display()),
         ("{ecdsa_key}", &ecdsa.key.display()),

@@ -1,11 +1,11 @@
 //! The program behind `cargo xtask bench`.
 
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use clap::Parser;
-use tlsplice_bench::gateways::Kind;
+use tlsplice_bench::gateways::{Kind, Route};
 use tlsplice_bench::report::{self, Report};
 use tlsplice_bench::run::{self, Plan};
 use tlsplice_bench::scenario;
@@ -84,8 +84,11 @@ fn bench(arguments: &Arguments) -> Result<()> {
         directory: arguments.out.join("run"),
         binary: arguments.tlsplice.clone(),
     };
-    let versions =
-        plan.kinds.iter().map(|kind| (kind.name(), kind.version(&plan.binary))).collect();
+    let versions = plan
+        .kinds
+        .iter()
+        .map(|kind| (kind.name().to_owned(), kind.version(&plan.binary)))
+        .collect();
     let report = Report {
         date: report::today(),
         machine: report::machine(),
@@ -95,6 +98,9 @@ fn bench(arguments: &Arguments) -> Result<()> {
         outcomes: run::run(&plan)?,
     };
     println!("\n{}\n{}", report::details(&report), report::bars(&report));
+    if arguments.paths {
+        println!("{}", report::advice(&report));
+    }
     report.write(&arguments.out)?;
     println!("{}, {}", report.date, report.machine);
     for (name, version) in &report.versions {
@@ -104,11 +110,29 @@ fn bench(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// Whether the gateway found out, by doing it, that the kernel takes TLS over.
+fn has_kernel_tls(binary: &Path) -> Result<bool> {
+    let output = Command::new(binary)
+        .arg("--version")
+        .output()
+        .map_err(Error::io(format!("cannot run {}", binary.display())))?;
+    Ok(!String::from_utf8_lossy(&output.stdout).contains("TLS in user space"))
+}
+
 fn kinds(arguments: &Arguments) -> Result<Vec<Kind>> {
     if arguments.paths {
-        return Ok(["never", "always"].map(|offload| Kind::Tlsplice(offload.to_owned())).to_vec());
+        let routes: &[Route] = if has_kernel_tls(&arguments.tlsplice)? {
+            &[Route::UserCopy, Route::KernelCopy, Route::KernelSplice]
+        } else {
+            println!(
+                "This kernel has no TLS (module `tls`): TLS is done in user space whatever `offload` says, and there \
+                 is nothing to compare it with. `modprobe tls` may help. What follows is user/copy alone.\n"
+            );
+            &[Route::UserCopy]
+        };
+        return Ok(routes.iter().copied().map(Kind::Tlsplice).collect());
     }
-    let mut kinds = vec![Kind::Tlsplice("auto".to_owned())];
+    let mut kinds = vec![Kind::Tlsplice(Route::Auto)];
     for name in arguments.rivals.iter().filter(|name| *name != "none") {
         kinds.push(match name.as_str() {
             "nginx" => Kind::Nginx,

@@ -62,6 +62,7 @@ impl Origin {
                     next: 0,
                     timers: BinaryHeap::new(),
                     again: Vec::new(),
+                    streams: 0,
                     zeros: vec![b'x'; PIECE],
                     scratch: vec![0; PIECE],
                 };
@@ -83,6 +84,8 @@ struct Server {
     timers: BinaryHeap<Reverse<(u64, usize)>>,
     /// Connections that had more to do when their turn was over.
     again: Vec<usize>,
+    /// Streams begun so far.
+    streams: u64,
     zeros: Vec<u8>,
     scratch: Vec<u8>,
 }
@@ -160,7 +163,15 @@ impl Server {
         match peer.run(&mut self.scratch, &self.zeros) {
             Ok(Turn::Waits) => {}
             Ok(Turn::HasMore) => self.again.push(token),
-            Ok(Turn::Ticks) => self.timers.push(Reverse((clock::now() + 1, token))),
+            Ok(Turn::Ticks) => {
+                // Streams are spread evenly over the tick, however quickly they were opened: neither chance nor a
+                // slow gateway decides how many chunks come at once.
+                let tick = nanoseconds(TICK);
+                self.streams += 1;
+                let phase = (self.streams * (tick * 618 / 1000)) % tick;
+                let start = clock::now() / tick * tick + tick + phase;
+                self.timers.push(Reverse((start, token)));
+            }
             // The peer is gone, or does not speak as expected: the load side notices.
             Err(_) => drop(self.peers.remove(&token)),
         }
@@ -182,8 +193,7 @@ impl Server {
                 self.peers.remove(&token);
                 continue;
             }
-            let tick = u64::try_from(TICK.as_nanos()).unwrap_or(u64::MAX);
-            self.timers.push(Reverse((at + tick, token)));
+            self.timers.push(Reverse((at + nanoseconds(TICK), token)));
         }
     }
 }
@@ -319,6 +329,10 @@ impl Peer {
         self.flush()?;
         Ok(false)
     }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Length of the head at the start of `bytes`, if it is whole.

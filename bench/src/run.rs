@@ -26,6 +26,7 @@ const LOAD_IS_BUSY: f64 = 0.97;
 const GATEWAY_IS_BUSY: f64 = 0.9;
 /// Tunnels take this long to give memory back after they became idle.
 const SETTLE: Duration = Duration::from_millis(1000);
+const WARM_UP_MIN: Duration = Duration::from_millis(400);
 const SYSCALL_WINDOW: Duration = Duration::from_millis(300);
 /// The name of the runs without any gateway.
 pub const DIRECT: &str = "direct";
@@ -216,7 +217,7 @@ impl Bench<'_> {
             .bars
             .iter()
             .any(|bar| matches!(bar.figure, Figure::AddedP50 | Figure::AddedP99 | Figure::P99));
-        let names = self.plan.kinds.iter().map(|kind| (kind.name(), kind.is_ours()));
+        let names = self.plan.kinds.iter().map(|kind| (kind.name().to_owned(), kind.is_ours()));
         outcome.cells = names
             .chain(needs_direct.then(|| (DIRECT.to_owned(), false)))
             .map(|(gateway, is_ours)| Cell::new(gateway, is_ours))
@@ -301,7 +302,12 @@ impl Bench<'_> {
         layout: Layout,
     ) -> Result<(Sample, Histogram<u64>)> {
         let failed = |error: io::Error| Error::failed(error.to_string());
-        client.run(self.plan.warm_up).map_err(failed)?;
+        let warm_up = match layout {
+            Layout::OneCore => self.plan.warm_up,
+            // What piled up while the connections were made is not to be seen in latencies.
+            Layout::TwoCores | Layout::Scaling => self.plan.warm_up.max(WARM_UP_MIN),
+        };
+        client.run(warm_up).map_err(failed)?;
         let usage = measure::usage(processes);
         let load = measure::this_thread_ns() + measure::thread_ns(&self.origin.thread);
         let begun = Instant::now();
@@ -311,10 +317,14 @@ impl Bench<'_> {
         let usage = measure::usage(processes) - usage;
         let tally =
             tallies.into_iter().next().ok_or_else(|| Error::failed("a point without load"))?;
+        let connections = float(tally.units);
+        if client.is_resuming() && float(client.resumed()) < 0.9 * connections {
+            return Err(Error::failed("the gateway did not resume sessions"));
+        }
         if tally.units == 0 {
             return Err(Error::failed("nothing was done within the window"));
         }
-        let units = float(tally.units);
+        let units = float(tally.units) / client.bytes_per_unit();
         let quantile = |q: f64| float(tally.latency.value_at_quantile(q)) / 1e3;
         let mut sample = Sample {
             cpu_us_per_unit: float(usage.cpu_ns) / 1e3 / units,
@@ -391,7 +401,8 @@ fn syscalls(client: &mut Client, processes: &[u32]) -> Option<f64> {
     // A little longer than perf counts; rates are compared, because it begins when it is ready.
     let begun = Instant::now();
     let tallies = client.run(SYSCALL_WINDOW * 2).ok()?;
-    let rate = float(tallies.first()?.units) / begun.elapsed().as_secs_f64();
+    let rate =
+        float(tallies.first()?.units) / client.bytes_per_unit() / begun.elapsed().as_secs_f64();
     let output = perf.wait_with_output().ok()?;
     let text = String::from_utf8_lossy(&output.stderr);
     let count: f64 = text.lines().find_map(|line| line.split(',').next()?.parse().ok())?;
@@ -430,8 +441,7 @@ impl Cell {
         self.valid()
             .filter_map(|sample| match figure {
                 Figure::CpuPerUnit => Some(sample.cpu_us_per_unit),
-                // A unit is a byte: microseconds per byte are thousands of seconds per GB.
-                Figure::CpuPerGb => Some(sample.cpu_us_per_unit * 1e3),
+                Figure::CpuPerGb => Some(sample.cpu_us_per_unit / 1e6),
                 Figure::Memory => sample.pss_bytes,
                 Figure::AddedP50 => Some((sample.p50_us - p50).max(0.0)),
                 Figure::AddedP99 => Some((sample.p99_us - p99).max(0.0)),

@@ -14,6 +14,8 @@ use crate::{clock, echo};
 const OPENING_MAX: usize = 64;
 /// Turns of one connection before the others get theirs.
 const TURNS: usize = 16;
+/// Messages that the schedule releases before answers are read.
+const RELEASED_MAX: usize = 64;
 const BUFFER: usize = 128 * 1024;
 /// Full TLS, resumed TLS and RSA are told apart by configuration.
 const HOST: &str = "localhost";
@@ -148,6 +150,22 @@ impl Client {
         Ok(self.groups.iter().map(|state| state.tally.clone()).collect())
     }
 
+    /// Bodies are counted in bytes and told in GB; everything else is counted as what it is.
+    #[must_use]
+    pub fn bytes_per_unit(&self) -> f64 {
+        match self.groups.first().map(|state| &state.group.work) {
+            Some(Work::Download { .. } | Work::Upload { .. }) => 1e9,
+            _ => 1.0,
+        }
+    }
+
+    /// Whether the first group resumes sessions.
+    #[must_use]
+    pub fn is_resuming(&self) -> bool {
+        let first = self.groups.first().map(|state| &state.group.work);
+        matches!(first, Some(Work::Connect { resumed: true }))
+    }
+
     /// Handshakes so far that resumed a session.
     #[must_use]
     pub fn resumed(&self) -> u64 {
@@ -162,11 +180,11 @@ impl Client {
             let Work::Paced { per_second, .. } = state.group.work else { continue };
             let connections = state.group.connections as u64;
             let gap = (1_000_000_000 / (per_second * connections).max(1)).max(1);
-            loop {
+            // Whoever falls behind must still read, and must still end.
+            for _ in 0..RELEASED_MAX {
                 let state = &mut self.groups[index];
                 let due = begun + state.released * gap;
                 if due > clock::now() {
-                    next = next.min(due);
                     break;
                 }
                 let which =
@@ -179,6 +197,7 @@ impl Client {
                     self.write(which)?;
                 }
             }
+            next = next.min(begun + self.groups[index].released * gap);
         }
         Ok(next)
     }

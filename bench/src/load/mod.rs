@@ -37,12 +37,12 @@ pub enum Work {
         /// What is asked for.
         path: String,
     },
-    /// Bodies of so many bytes, one after another. Unit: byte.
+    /// Bodies of so many bytes, one after another. Unit: byte, told per GB.
     Download {
         /// Of each body.
         bytes: u64,
     },
-    /// The same in the other direction. Unit: byte.
+    /// The same in the other direction.
     Upload {
         /// Of each body.
         bytes: u64,

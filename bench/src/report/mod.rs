@@ -15,7 +15,7 @@ use crate::run::Outcome;
 
 pub use chart::summary as summary_chart;
 pub use html::page;
-pub use table::{bars, details};
+pub use table::{advice, bars, details};
 
 /// Everything about one run of the benchmark.
 #[derive(Clone, Debug, Serialize)]

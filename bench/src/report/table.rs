@@ -65,13 +65,14 @@ pub fn details(report: &Report) -> String {
             let syscalls =
                 cell.syscalls_per_unit.map_or("n/a".to_owned(), |count| format!("{count:.2}"));
             let what = format!("{}: {}", outcome.scenario, outcome.point);
+            let rate = of(|sample| sample.units_per_second);
+            let rate = if rate < 100.0 { format!("{rate:.2}") } else { format!("{rate:.0}") };
             let void = cell.samples.iter().filter(|sample| sample.is_void).count();
             let _ = write!(
                 text,
-                "{what:<52} {:<10} {:>12.0}/s  syscalls {syscalls:>7}  switches {:>6.3}  p50 {:>8.1} us  \
+                "{what:<52} {:<10} {rate:>9}/s  syscalls {syscalls:>7}  switches {:>6.3}  p50 {:>8.1} us  \
                  p99 {:>9.1} us  load {:>3.0} %",
                 cell.gateway,
-                of(|sample| sample.units_per_second),
                 of(|sample| sample.switches_per_unit),
                 of(|sample| sample.p50_us),
                 of(|sample| sample.p99_us),
@@ -85,6 +86,26 @@ pub fn details(report: &Report) -> String {
             }
             text.push('\n');
         }
+    }
+    text
+}
+
+/// Which path was cheapest for what.
+#[must_use]
+pub fn advice(report: &Report) -> String {
+    let mut text = String::from("Cheapest path on this machine:\n");
+    for outcome in &report.outcomes {
+        let Some(row) = outcome.rows.first() else { continue };
+        let best = row.medians.iter().min_by(|(_, a), (_, b)| a.total_cmp(b));
+        let Some((name, value)) = best else { continue };
+        let offload = if name.starts_with("kernel") { "always" } else { "never" };
+        let _ = writeln!(
+            text,
+            "  {:<55} {name:<14} {} {} (offload = {offload:?})",
+            format!("{}: {}", outcome.scenario, outcome.point),
+            number(row.figure, *value),
+            row.figure.label(),
+        );
     }
     text
 }
