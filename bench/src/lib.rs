@@ -35,5 +35,8 @@ pub mod scenario;
 /// The runs, interleaved.
 pub mod run;
 
+/// Instructions and allocations, counted.
+pub mod micro;
+
 /// Terminal, JSON and HTML.
 pub mod report;

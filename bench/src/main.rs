@@ -29,6 +29,9 @@ struct Arguments {
     /// Compare the record layer in user space with that in the kernel, without rivals.
     #[arg(long)]
     paths: bool,
+    /// Count instructions and allocations of steps of the hot path instead.
+    #[arg(long)]
+    micro: bool,
     /// List the scenarios.
     #[arg(long)]
     list: bool,
@@ -54,6 +57,14 @@ fn main() -> ExitCode {
 }
 
 fn bench(arguments: &Arguments) -> Result<()> {
+    if arguments.micro {
+        let program = arguments.tlsplice.with_file_name("tlsplice-micro");
+        println!("{:<55} {:>12} {:>12}", "step", "instructions", "allocations");
+        for cost in tlsplice_bench::micro::count(&program)? {
+            println!("{:<55} {:>12.0} {:>12.2}", cost.step, cost.instructions, cost.allocations);
+        }
+        return Ok(());
+    }
     let scenarios = scenario::load(arguments.scenario.as_deref())?;
     if arguments.list {
         for scenario in &scenarios {
@@ -69,7 +80,7 @@ fn bench(arguments: &Arguments) -> Result<()> {
         return Ok(());
     }
     let window = Duration::from_millis(arguments.window_ms.unwrap_or(if arguments.quick {
-        400
+        250
     } else {
         1000
     }));
@@ -80,7 +91,7 @@ fn bench(arguments: &Arguments) -> Result<()> {
         runs: arguments.runs.unwrap_or(5).max(1),
         warm_up: window / 4,
         window,
-        bound: Duration::from_secs(if arguments.quick { 210 } else { 1680 }),
+        bound: Duration::from_secs(if arguments.quick { 225 } else { 1700 }),
         directory: arguments.out.join("run"),
         binary: arguments.tlsplice.clone(),
     };

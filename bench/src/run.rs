@@ -512,6 +512,6 @@ impl Outcome {
 
 /// Counts here are far below 2^52.
 #[expect(clippy::cast_precision_loss, reason = "counts here are far below 2^52")]
-fn float(count: u64) -> f64 {
+pub(crate) fn float(count: u64) -> f64 {
     count as f64
 }

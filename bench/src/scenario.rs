@@ -10,11 +10,11 @@ const FILES: &[(&str, &str)] = &[
     ("get", include_str!("../scenarios/get.toml")),
     ("echo", include_str!("../scenarios/echo.toml")),
     ("paced", include_str!("../scenarios/paced.toml")),
-    ("bulk", include_str!("../scenarios/bulk.toml")),
-    ("handshake", include_str!("../scenarios/handshake.toml")),
     ("idle", include_str!("../scenarios/idle.toml")),
     ("flush", include_str!("../scenarios/flush.toml")),
     ("mixed", include_str!("../scenarios/mixed.toml")),
+    ("bulk", include_str!("../scenarios/bulk.toml")),
+    ("handshake", include_str!("../scenarios/handshake.toml")),
     ("scaling", include_str!("../scenarios/scaling.toml")),
     ("tomcat", include_str!("../scenarios/tomcat.toml")),
 ];

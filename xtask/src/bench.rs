@@ -29,13 +29,16 @@ pub(crate) struct Options {
     /// Compare TLS in user space with TLS in the kernel on this machine, and say which `offload` is best.
     #[arg(long)]
     paths: bool,
+    /// Count instructions and allocations of steps of the hot path instead, by valgrind.
+    #[arg(long)]
+    micro: bool,
     /// List the scenarios and end.
     #[arg(long)]
     list: bool,
     /// Runs of each gateway and point [default: 5].
     #[arg(long)]
     runs: Option<usize>,
-    /// Milliseconds that count in each run [default: 1000, with --quick 400].
+    /// Milliseconds that count in each run [default: 1000, with --quick 250].
     #[arg(long)]
     window_ms: Option<u64>,
 }
@@ -55,9 +58,13 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut command = Command::new(release.join("tlsplice-bench"));
     command.arg("--tlsplice").arg(release.join("tlsplice")).arg("--out").arg(out);
     command.arg("--rivals").arg(options.rivals.join(","));
-    for (flag, is_set) in
-        [("--quick", options.quick), ("--paths", options.paths), ("--list", options.list)]
-    {
+    let flags = [
+        ("--quick", options.quick),
+        ("--paths", options.paths),
+        ("--micro", options.micro),
+        ("--list", options.list),
+    ];
+    for (flag, is_set) in flags {
         command.args(is_set.then_some(flag));
     }
     if let Some(scenario) = &options.scenario {
@@ -75,8 +82,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 
 /// Rivals that are missing; the services that their packages start are stopped, for they take ports and time.
 fn install(options: &Options) -> Result<()> {
+    if options.micro {
+        return tools::ensure_packages(&["valgrind"]);
+    }
     if options.paths {
-        return Ok(());
+        return tools::ensure_packages(packages::TOMCAT);
     }
     let wanted: Vec<&str> = RIVALS
         .iter()
