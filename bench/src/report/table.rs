@@ -22,8 +22,9 @@ pub fn bars(report: &Report) -> String {
     for outcome in &report.outcomes {
         let what = format!("{}: {}", outcome.scenario, outcome.point);
         if let Some(why) = &outcome.skipped {
-            let mut line = vec![what.clone(), why.clone()];
-            line.resize(names.len() + 5, String::new());
+            let mut line = vec![what.clone()];
+            line.resize(names.len() + 4, String::new());
+            line.push(why.clone());
             lines.push(line);
         }
         for row in &outcome.rows {
