@@ -91,7 +91,7 @@ fn bench(arguments: &Arguments) -> Result<()> {
         runs: arguments.runs.unwrap_or(5).max(1),
         warm_up: window / 4,
         window,
-        bound: Duration::from_secs(if arguments.quick { 225 } else { 1700 }),
+        bound: Duration::from_secs(if arguments.quick { 205 } else { 1680 }),
         directory: arguments.out.join("run"),
         binary: arguments.tlsplice.clone(),
     };

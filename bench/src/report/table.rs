@@ -150,9 +150,17 @@ fn bar(row: &Row) -> String {
     }
 }
 
+/// A verdict is unsure when the bar lies within the interval.
 fn verdict(row: &Row) -> &'static str {
+    let is_unsure = row
+        .bar
+        .best
+        .zip(row.ratio)
+        .is_some_and(|(bound, ratio)| ratio.low <= bound && bound < ratio.high);
     match (row.is_met, row.bar.best.or(row.bar.absolute)) {
+        (Some(true), _) if is_unsure => "met (unsure)",
         (Some(true), _) => "met",
+        (Some(false), _) if is_unsure => "not met (unsure)",
         (Some(false), _) => "NOT MET",
         (None, Some(_)) => "void",
         (None, None) => "",
