@@ -70,7 +70,7 @@ fn response(out: &mut Vec<u8>) {
 
 /// A chunk of a stream, taken out of its framing and framed anew.
 fn chunk(out: &mut Vec<u8>) {
-    out.extend_from_slice(chunk_head(CHUNK).as_bytes());
+    out.extend_from_slice(chunk_head(CHUNK as u64).as_bytes());
     out.resize(out.len() + CHUNK, b'x');
     out.extend_from_slice(b"\r\n");
     let mut decoder = Decoder::default();
