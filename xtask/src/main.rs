@@ -1,5 +1,6 @@
 //! Developer commands of tlsplice: `cargo xtask --help` lists them.
 
+mod bench;
 mod check;
 mod ebpf;
 mod run;
@@ -44,6 +45,11 @@ enum Command {
     /// Debian's kernels 5.10, 6.1, 6.12 and the newest are fetched as packages into `target/vm`, without touching the
     /// system, and booted with the tests inside, with TLS in the kernel and in user space.
     Vm(vm::Options),
+    /// Compare the gateway with nginx, HAProxy and Apache on this machine: CPU, memory and latency.
+    ///
+    /// Starts everything itself, runs all of them in turn, and writes a table here, and JSON, HTML and a chart to
+    /// `target/bench`. Figures are only as quiet as the machine; CPU per unit is what noise changes least.
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +57,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(&options),
         Command::Test(options) => check::run(&options),
         Command::Ebpf(options) => ebpf::command(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Vm(options) => vm::command(&options),
     };
     match result {
