@@ -99,8 +99,17 @@ fn one(stream: &mut TcpStream, bytes: &mut Vec<u8>, shared: &Mutex<Shared>) -> O
     bytes.drain(..head.len);
     let reply = lock(shared).reply.clone().filter(|_| !head.request.target.starts_with("/next"));
     if let Some(reply) = reply {
+        let is_whole = head.is_whole();
         lock(shared).seen.scripted.push(head.request);
-        let Some(last) = reply.strip_suffix(END) else { return Some(reply) };
+        let last = match reply.strip_suffix(END) {
+            None if is_whole => return Some(reply),
+            None => {
+                drop(stream.write_all(&reply));
+                while more(stream, bytes) {}
+                return None;
+            }
+            Some(last) => last,
+        };
         // It may be gone already, which is what happens next anyway.
         drop(stream.write_all(last));
         return None;

@@ -38,7 +38,7 @@ pub fn head(bytes: &[u8]) -> Result<Option<Head>, String> {
     let raw = &bytes[..end + 4];
     let text: String = raw.iter().map(|&byte| char::from(byte)).collect();
     let wrong = |what: &str| format!("{what}: {}", raw.escape_ascii());
-    let mut lines = text[..end + 2].split_terminator("\r\n");
+    let mut lines = text.trim_end_matches("\r\n").split("\r\n");
     let words: Vec<&str> = lines.next().unwrap_or("").split(' ').collect();
     let [method, target, "HTTP/1.1"] = words[..] else { return Err(wrong("start line")) };
     if method.is_empty() || !method.bytes().all(|byte| byte.is_ascii_uppercase()) {
@@ -110,6 +110,12 @@ fn agree(raw: &[u8], method: &str, target: &str, fields: &[(&str, &str)]) -> Res
 }
 
 impl Head {
+    /// Whether no body follows.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        matches!(self.length, Length::Known(0))
+    }
+
     /// The body at the front of `bytes`, and how many bytes it takes there; None while it is incomplete.
     ///
     /// # Errors

@@ -94,7 +94,7 @@ pub fn read(text: &str) -> Vec<Row> {
         }
         let (key, value) = line.split_once(' ').expect("a key and a value");
         let last = |row: &mut Row| row.vectors.len() - 1;
-        let folded = String::from_utf8(script::bytes(value)).unwrap_or_default().to_lowercase();
+        let folded = || String::from_utf8(script::bytes(value)).expect("UTF-8").to_lowercase();
         match key {
             "by" => row.by.push(value.to_owned()),
             "n/a" => row.not_applicable = Some(value.to_owned()),
@@ -108,11 +108,11 @@ pub fn read(text: &str) -> Vec<Row> {
             }
             "upstream" | "never" => {
                 let at = last(row);
-                row.vectors[at].heads.push((folded, key == "upstream"));
+                row.vectors[at].heads.push((folded(), key == "upstream"));
             }
             "seen" | "unseen" => {
                 let at = last(row);
-                row.vectors[at].answers.push((folded, key == "seen"));
+                row.vectors[at].answers.push((folded(), key == "seen"));
             }
             _ => panic!("{key:?} is no key"),
         }

@@ -97,7 +97,8 @@ impl Stage {
         };
         send(&mut client, &vector.bytes, cut);
         if vector.finishes {
-            client.finish();
+            // It may have closed already, which is seen next.
+            drop(client.try_finish());
         }
         let answers = answers(&mut client, vector)?;
         self.origin.reply(None);
@@ -166,7 +167,8 @@ fn answers(client: &mut Client, vector: &Vector) -> Result<Vec<Response>, String
     let by_gateway = vector.end != End::Usual
         || is_error && vector.reply.is_none() && !answers.iter().any(|a| a.status == 403);
     if !by_gateway && !vector.finishes {
-        client.finish();
+        // It may have closed already, which is seen next.
+        drop(client.try_finish());
     }
     let is_clean = loop {
         match client.receive() {

@@ -7,7 +7,7 @@ use thiserror::Error;
 use super::{Core, Door};
 use crate::buffers::Class;
 use crate::config::{Offload, Service};
-use crate::handshake::{Handshake, HandshakeError, Progress};
+use crate::handshake::{Handshake, HandshakeError, Progress, Witness};
 use crate::ktls;
 use crate::ktls::kernel::{self, HandoverError};
 use crate::message::Version;
@@ -28,6 +28,8 @@ pub(super) struct Session<T: Transport> {
     pub tls_reason: Option<UserReason>,
     /// Measures the connection, when it is measured.
     pub gauge: Option<Rc<Gauge>>,
+    /// The name that the client asked for in its handshake, where there is a choice of certificates.
+    pub server_name: Option<Rc<str>>,
 }
 
 impl<T: Transport> Session<T> {
@@ -87,9 +89,16 @@ pub(super) async fn establish<N: Network>(
             tls: TlsPath::None,
             tls_reason: None,
             gauge: None,
+            server_name: None,
         });
     }
-    let tls = config.tls.clone().ok_or(SessionError::NoCertificate)?;
+    let mut tls = config.tls.clone().ok_or(SessionError::NoCertificate)?;
+    let mut witness = None;
+    if config.certificates.len() > 1 {
+        let (seen, watched) = Witness::of(&tls);
+        (witness, tls) = (Some(seen), watched);
+    }
+    let server_name = || witness.as_ref().and_then(|seen| seen.name()).map(Rc::from);
     // Decided before the first byte: for the kernel nothing may be read beyond the handshake.
     let mut reason = match door.offload {
         Offload::Never => UserReason::Configured,
@@ -143,6 +152,7 @@ pub(super) async fn establish<N: Network>(
                                 tls: TlsPath::Kernel,
                                 tls_reason: None,
                                 gauge: None,
+                                server_name: server_name(),
                             });
                         }
                         Err(HandoverError::Refused(established, error)) => {
@@ -162,6 +172,7 @@ pub(super) async fn establish<N: Network>(
                     tls: TlsPath::User,
                     tls_reason: Some(reason),
                     gauge: None,
+                    server_name: server_name(),
                 });
             }
             Err(HandshakeError::PlainHttp) => {
@@ -178,6 +189,7 @@ pub(super) async fn establish<N: Network>(
                     tls: TlsPath::None,
                     tls_reason: None,
                     gauge: None,
+                    server_name: None,
                 };
                 super::close(&mut session).await;
                 return Err(HandshakeError::PlainHttp.into());

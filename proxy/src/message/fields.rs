@@ -134,8 +134,24 @@ pub fn role(name: &str) -> Role {
         "trailer",
         "upgrade",
     ];
-    const IDENTITY: [&str; 4] =
-        ["forwarded", "x-client-certificate", "x-client-verified", "x-real-ip"];
+    // Where the client is, who it is, and what it asks for, as other gateways and their applications spell it.
+    const IDENTITY: [&str; 15] = [
+        "cf-connecting-ip",
+        "client-ip",
+        "forwarded",
+        "remote-user",
+        "true-client-ip",
+        "x-client-certificate",
+        "x-client-ip",
+        "x-client-verified",
+        "x-cluster-client-ip",
+        "x-http-method-override",
+        "x-original-url",
+        "x-real-ip",
+        "x-remote-user",
+        "x-rewrite-url",
+        "x-ssl-client-cert",
+    ];
     const PROTECTED: [&str; 9] = [
         "authorization",
         "cache-control",
@@ -209,6 +225,8 @@ mod tests {
         assert_eq!(role("X-FORWARDED-FOR"), Role::Identity);
         assert_eq!(role("x_forwarded_for"), Role::Identity);
         assert_eq!(role("REMOTE_USER"), Role::Identity);
+        assert_eq!(role("Remote-User"), Role::Identity);
+        assert_eq!(role("X-Original-URL"), Role::Identity);
         assert_eq!(role("Cookie"), Role::Protected);
         assert_eq!(role("Accept"), Role::EndToEnd);
     }

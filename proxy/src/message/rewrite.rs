@@ -67,7 +67,13 @@ pub fn write_request(
         // Handshake fields without a valid handshake would let the application see an upgrade that we do not.
         let is_stray = request.websocket_key.is_none()
             && starts_with_ignore_case(field.name, "sec-websocket-");
-        if forwards && !is_stray && !is_edited(edits, field.name) {
+        if request.method == "OPTIONS" && field.name.eq_ignore_ascii_case("max-forwards") {
+            // RFC 9110 §7.6.2: one less for each hop. What is no number limits nothing.
+            let left = std::str::from_utf8(field.value).ok().and_then(|left| left.parse().ok());
+            if let Some(left) = left.and_then(|left: u64| left.checked_sub(1)) {
+                append(out, format_args!("Max-Forwards: {left}\r\n"));
+            }
+        } else if forwards && !is_stray && !is_edited(edits, field.name) {
             write_field(out, field.name, field.value);
         }
     }
@@ -377,6 +383,17 @@ mod tests {
         let out = request(bytes, SAME, true, &HeaderEdits::default());
         assert!(out.contains("X-Forwarded-For: 10.0.0.1, 2001:db8::1, 192.0.2.7\r\n"), "{out}");
         assert_eq!(out.matches("X-Forwarded-For").count(), 1);
+    }
+
+    #[test]
+    fn each_hop_takes_one_from_max_forwards_of_options_only() {
+        let with = |method: &str, left: &str| {
+            let bytes = format!("{method} / HTTP/1.1\r\nHost: h\r\nMax-Forwards: {left}\r\n\r\n");
+            request(&bytes, SAME, false, &HeaderEdits::default())
+        };
+        assert!(with("OPTIONS", "5").contains("\r\nMax-Forwards: 4\r\n"));
+        assert!(!with("OPTIONS", "x").contains("Max-Forwards"));
+        assert!(with("GET", "5").contains("\r\nMax-Forwards: 5\r\n"));
     }
 
     #[test]
