@@ -100,7 +100,7 @@ impl Stage {
             // It may have closed already, which is seen next.
             drop(client.try_finish());
         }
-        let answers = answers(&mut client, vector)?;
+        let answers = answers(&mut client, vector, cut)?;
         self.origin.reply(None);
         self.second_client()?;
         let seen = self.origin.take();
@@ -144,7 +144,7 @@ fn send(client: &mut Client, bytes: &[u8], cut: Cut) {
 }
 
 /// Receives what the vector lets the client expect, and the end.
-fn answers(client: &mut Client, vector: &Vector) -> Result<Vec<Response>, String> {
+fn answers(client: &mut Client, vector: &Vector, cut: Cut) -> Result<Vec<Response>, String> {
     let mut answers: Vec<Response> = Vec::new();
     for (index, statuses) in vector.statuses.iter().enumerate() {
         let to_head = vector.bytes.starts_with(b"HEAD ") && index == 0;
@@ -183,6 +183,8 @@ fn answers(client: &mut Client, vector: &Vector) -> Result<Vec<Response>, String
     };
     match (vector.end, is_clean) {
         (End::Any, _) | (End::Cut, false) | (End::Usual | End::Close, true) => Ok(answers),
+        // Without TLS the missing rest is all that can be seen.
+        (End::Cut, true) if matches!(cut, Cut::At(_)) => Ok(answers),
         (End::Cut, true) => Err("closed as if everything had been said".to_owned()),
         (End::Usual | End::Close, false) => Err("closed without close_notify".to_owned()),
     }
@@ -286,7 +288,8 @@ fn group(name: &str) {
     println!("GROUP {name} {} {counts:?}", offload.as_deref().unwrap_or("auto"));
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     stage.origin.reply(None);
-    assert!(stage.origin.take().complete.is_empty(), "something came to the origin late");
+    let late = stage.origin.take().complete;
+    assert!(late.iter().all(|one| one.target.starts_with("/next/")), "late: {late:?}");
     wait_for("the release of descriptors", || {
         (stage.gateway.descriptors() <= before).then_some(())
     });

@@ -308,3 +308,19 @@ fn connections_that_come_and_go_leave_nothing_behind() {
     wait_for("the release of descriptors", || (gateway.descriptors() <= before).then_some(()));
     still_serves(&gateway);
 }
+
+#[test]
+fn a_gateway_that_is_its_own_upstream_comes_to_an_end() {
+    let port = tlsplice_fixtures::free_port().expect("a port");
+    let config = Config::default().with_limits("connections_per_address = 40").with(&format!(
+        "[[listener]]\naddress = \"127.0.0.1:{port}\"\nservice = \"http\"\n\
+             [[route]]\nupstream = \"http://127.0.0.1:{port}\"\n"
+    ));
+    let gateway = Gateway::start(&config);
+    let before = gateway.descriptors();
+    assert_eq!(Client::tls(gateway.https).get("/").status, 502);
+    wait_for("the release of descriptors", || {
+        // What is kept for reuse on both sides of itself goes with its time.
+        (gateway.descriptors() <= before).then_some(())
+    });
+}

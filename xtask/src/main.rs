@@ -1,5 +1,6 @@
 //! Developer commands of tlsplice: `cargo xtask --help` lists them.
 
+mod attacks;
 mod check;
 mod ebpf;
 mod run;
@@ -39,6 +40,10 @@ enum Command {
     /// with rust-src; and bpf-linker, which is built under `target/tools`. The gateway itself is built with the object
     /// beside the sources and needs none of this.
     Ebpf(ebpf::Options),
+    /// Run the attack table, and print what came of each group.
+    ///
+    /// The rows are in `tests/attacks/`: what hostile clients and upstreams send, and what must come of it.
+    Attacks,
     /// Run the gateway and its end-to-end tests on other kernels, under software emulation.
     ///
     /// Debian's kernels 5.10, 6.1, 6.12 and the newest are fetched as packages into `target/vm`, without touching the
@@ -51,6 +56,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(&options),
         Command::Test(options) => check::run(&options),
         Command::Ebpf(options) => ebpf::command(&options),
+        Command::Attacks => attacks::run(),
         Command::Vm(options) => vm::command(&options),
     };
     match result {

@@ -152,7 +152,7 @@ pub fn role(name: &str) -> Role {
         "x-rewrite-url",
         "x-ssl-client-cert",
     ];
-    const PROTECTED: [&str; 9] = [
+    const PROTECTED: [&str; 12] = [
         "authorization",
         "cache-control",
         "content-encoding",
@@ -160,8 +160,11 @@ pub fn role(name: &str) -> Role {
         "cookie",
         "guacamole-token",
         "guacamole-tunnel-token",
+        "location",
         "origin",
         "range",
+        "set-cookie",
+        "www-authenticate",
     ];
     let is = |list: &[&str]| list.iter().any(|entry| name.eq_ignore_ascii_case(entry));
     if name.eq_ignore_ascii_case("transfer-encoding") || is(&HOP_BY_HOP) {

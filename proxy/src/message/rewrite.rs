@@ -472,11 +472,12 @@ mod tests {
 
     #[test]
     fn a_response_loses_its_hop_and_gets_ours() {
-        let bytes = "HTTP/1.1 200 Fine\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nServer: T\r\n\
+        let bytes = "HTTP/1.1 200 Fine\r\nConnection: close, X-Hop, Set-Cookie\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nServer: T\r\n\
+                     Set-Cookie: a=b\r\n\
                      Strict-Transport-Security: max-age=9\r\nTransfer-Encoding: chunked\r\n\r\n";
         assert_eq!(
             response(bytes, SAME, Framing::Chunked, true),
-            "HTTP/1.1 200 Fine\r\nServer: T\r\nStrict-Transport-Security: max-age=1\r\n\
+            "HTTP/1.1 200 Fine\r\nServer: T\r\nSet-Cookie: a=b\r\nStrict-Transport-Security: max-age=1\r\n\
              Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
         );
     }
