@@ -1,6 +1,7 @@
 //! The attack table: what hostile clients and upstreams send, in every cut, and what comes of it on both sides.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -60,6 +61,8 @@ struct Stage {
     plain: SocketAddr,
     origin: Recorder,
     next: AtomicU32,
+    /// Requests that the origin answered with 200, and how often.
+    sent: RefCell<BTreeMap<String, u32>>,
 }
 
 impl Stage {
@@ -85,7 +88,7 @@ impl Stage {
         };
         let gateway = Gateway::start(&config);
         let plain = gateway.plain();
-        Self { gateway, plain, origin, next: AtomicU32::new(0) }
+        Self { gateway, plain, origin, next: AtomicU32::new(0), sent: RefCell::default() }
     }
 
     /// Sends one vector in one cut and judges what came of it.
@@ -104,7 +107,21 @@ impl Stage {
         self.origin.reply(None);
         self.second_client()?;
         let seen = self.origin.take();
+        self.count(vector, &seen);
         judge(vector, &answers, &seen)
+    }
+
+    fn count(&self, vector: &Vector, seen: &Seen) {
+        let mut sent = self.sent.borrow_mut();
+        // A scripted answer is told of as 200 when it is one, and whole.
+        let is_good =
+            vector.end != End::Cut && vector.statuses.iter().any(|these| these[..] == [200]);
+        let is_scripted_good = is_good
+            && vector.reply.as_ref().is_some_and(|reply| reply.starts_with(b"HTTP/1.1 200"));
+        let scripted = seen.scripted.iter().filter(|_| is_scripted_good);
+        for request in seen.complete.iter().chain(scripted) {
+            *sent.entry(line_of(&request.method, &request.target)).or_default() += 1;
+        }
     }
 
     /// Whoever comes next gets an answer of its own.
@@ -267,6 +284,7 @@ fn group(name: &str) {
     assert_eq!(found, ids.collect(), "every row is there");
     let stage = Stage::start();
     stage.second_client().expect("it serves");
+    stage.count(&Vector::default(), &stage.origin.take());
     let before = stage.gateway.descriptors();
     let (mut failures, mut counts) = (Vec::new(), [0, 0, 0]);
     for row in &rows {
@@ -318,20 +336,36 @@ fn failures_of(stage: &Stage, row: &Row) -> Vec<String> {
     failures
 }
 
-/// No request is told of twice, and none that went upstream is missing.
+/// What the origin got to its end is what the log tells of as answered, each as often: the origin's parsers and the
+/// gateway's came to the same requests.
 fn logged_is_sent(stage: &Stage) {
-    let asked = stage.next.load(Ordering::Relaxed) as usize;
+    let sent = stage.sent.borrow();
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let log = stage.gateway.access_log();
-        let is_next = |target: &str| target.starts_with("/next/");
-        let told = log.iter().filter(|line| line["target"].as_str().is_some_and(is_next)).count();
-        if told == asked {
+        let mut told = BTreeMap::new();
+        for line in stage.gateway.access_log() {
+            let is_answered = line["status"] == 200 && line["outcome"] == "complete";
+            if let (true, Some(method), Some(target)) =
+                (is_answered, line["method"].as_str(), line["target"].as_str())
+            {
+                *told.entry(line_of(method, target)).or_insert(0) += 1;
+            }
+        }
+        if told == *sent {
             return;
         }
-        assert!(Instant::now() < deadline, "{told} of {asked} requests are in the log");
-        std::thread::sleep(Duration::from_millis(50));
+        let is_late = Instant::now() > deadline;
+        let differs =
+            told.iter().chain(sent.iter()).find(|(line, _)| told.get(*line) != sent.get(*line));
+        assert!(!is_late, "the log and the origin differ: {differs:?}");
+        std::thread::sleep(Duration::from_millis(200));
     }
+}
+
+/// A request, without what the log does not tell.
+fn line_of(method: &str, target: &str) -> String {
+    let path = target.split(';').next().unwrap_or(target);
+    format!("{method} {path}")
 }
 
 macro_rules! groups {
