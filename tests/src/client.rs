@@ -394,10 +394,18 @@ impl Client {
     /// # Panics
     /// When that cannot be sent.
     pub fn finish(&mut self) {
+        self.try_finish().expect("the gateway reads");
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// When the gateway has closed.
+    pub fn try_finish(&mut self) -> io::Result<()> {
         if let Stream::Tls(stream) = &mut self.stream {
             stream.conn.send_close_notify();
-            stream.flush().expect("the gateway reads");
+            stream.flush()?;
         }
-        self.socket().shutdown(Shutdown::Write).expect("the socket is open");
+        self.socket().shutdown(Shutdown::Write)
     }
 }

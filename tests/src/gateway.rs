@@ -272,6 +272,19 @@ impl Gateway {
         fs::read_dir(format!("/proc/{}/fd", self.process.id())).expect("its descriptors").count()
     }
 
+    /// How much memory it has in use.
+    ///
+    /// # Panics
+    /// When the kernel does not tell.
+    #[must_use]
+    pub fn resident_bytes(&self) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()));
+        let status = status.expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let size = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<usize>().ok());
+        size.expect("its memory") * 1024
+    }
+
     /// Names of its threads, each with the list of processors it may run on.
     ///
     /// # Panics

@@ -12,6 +12,14 @@ pub mod client;
 pub mod gateway;
 /// Scripted upstreams.
 pub mod origin;
+/// An origin that records what it received.
+pub mod recorder;
+/// Scripts that read like the wire.
+pub mod script;
+/// A second parser of requests.
+pub mod strict;
+/// The attack table as data.
+pub mod table;
 /// WebSocket clients.
 pub mod websocket;
 

@@ -1,5 +1,6 @@
 //! Developer commands of tlsplice: `cargo xtask --help` lists them.
 
+mod attacks;
 mod bench;
 mod check;
 mod ebpf;
@@ -40,6 +41,10 @@ enum Command {
     /// with rust-src; and bpf-linker, which is built under `target/tools`. The gateway itself is built with the object
     /// beside the sources and needs none of this.
     Ebpf(ebpf::Options),
+    /// Run the attack table, and print what came of each group.
+    ///
+    /// The rows are in `tests/attacks/`: what hostile clients and upstreams send, and what must come of it.
+    Attacks,
     /// Run the gateway and its end-to-end tests on other kernels, under software emulation.
     ///
     /// Debian's kernels 5.10, 6.1, 6.12 and the newest are fetched as packages into `target/vm`, without touching the
@@ -58,6 +63,7 @@ fn main() -> ExitCode {
         Command::Test(options) => check::run(&options),
         Command::Ebpf(options) => ebpf::command(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Attacks => attacks::run(),
         Command::Vm(options) => vm::command(&options),
     };
     match result {

@@ -7,7 +7,7 @@ use thiserror::Error;
 use super::{Core, Door};
 use crate::buffers::Class;
 use crate::config::{Offload, Service, Splice};
-use crate::handshake::{Handshake, HandshakeError, Progress};
+use crate::handshake::{Handshake, HandshakeError, Progress, Witness};
 use crate::ktls;
 use crate::ktls::kernel::{self, HandoverError};
 use crate::message::Version;
@@ -30,6 +30,8 @@ pub(super) struct Session<T: Transport> {
     pub splice: Splice,
     /// Measures the connection, when it is measured.
     pub gauge: Option<Rc<Gauge>>,
+    /// The name that the client asked for in its handshake, where there is a choice of certificates.
+    pub server_name: Option<Rc<str>>,
 }
 
 impl<T: Transport> Session<T> {
@@ -44,7 +46,7 @@ impl<T: Transport> Session<T> {
             reader.forbid_splicing();
             writer.forbid_splicing();
         }
-        Self { watch, reader, writer, tls, tls_reason, splice, gauge: None }
+        Self { watch, reader, writer, tls, tls_reason, splice, gauge: None, server_name: None }
     }
 
     /// Whether a TLS key has protected so many records that the connection should end at the next opportunity.
@@ -103,7 +105,13 @@ pub(super) async fn establish<N: Network>(
         let writer = Writer::plain(Rc::clone(&watch), io, buffers(), write_timeout);
         return Ok(Session::new(watch, reader, writer, (TlsPath::None, None), door.splice));
     }
-    let tls = config.tls.clone().ok_or(SessionError::NoCertificate)?;
+    let mut tls = config.tls.clone().ok_or(SessionError::NoCertificate)?;
+    let mut witness = None;
+    if config.certificates.len() > 1 {
+        let (seen, watched) = Witness::of(&tls);
+        (witness, tls) = (Some(seen), watched);
+    }
+    let server_name = || witness.as_ref().and_then(|seen| seen.name()).map(Rc::from);
     // Decided before the first byte: for the kernel nothing may be read beyond the handshake.
     let mut reason = match door.offload {
         Offload::Never => UserReason::Configured,
@@ -151,7 +159,8 @@ pub(super) async fn establish<N: Network>(
                             let writer =
                                 Writer::kernel(watched(), io, buffers(), write_timeout, sealer);
                             let path = (TlsPath::Kernel, None);
-                            return Ok(Session::new(watch, reader, writer, path, door.splice));
+                            let session = Session::new(watch, reader, writer, path, door.splice);
+                            return Ok(Session { server_name: server_name(), ..session });
                         }
                         Err(HandoverError::Refused(established, error)) => {
                             tracing::debug!("TLS stays in user space: {error}");
@@ -164,7 +173,8 @@ pub(super) async fn establish<N: Network>(
                 let reader = Reader::tls(Rc::clone(&watch), io.clone(), buffers(), opener, input);
                 let writer = Writer::tls(Rc::clone(&watch), io, buffers(), write_timeout, sealer);
                 let path = (TlsPath::User, Some(reason));
-                return Ok(Session::new(watch, reader, writer, path, door.splice));
+                let session = Session::new(watch, reader, writer, path, door.splice);
+                return Ok(Session { server_name: server_name(), ..session });
             }
             Err(HandshakeError::PlainHttp) => {
                 let mut reply = Vec::new();
