@@ -56,6 +56,8 @@ pub struct Config {
     pub top: String,
     /// Keys of `[limits]`.
     pub limits: String,
+    /// How many workers serve, if not two.
+    pub workers: Option<u16>,
     /// All other tables.
     pub tables: String,
     /// Where the access log goes, if not to its usual file.
@@ -91,6 +93,13 @@ impl Config {
         self
     }
 
+    /// With so many workers.
+    #[must_use]
+    pub fn with_workers(mut self, workers: u16) -> Self {
+        self.workers = Some(workers);
+        self
+    }
+
     /// With another target of the access log.
     #[must_use]
     pub fn with_log(mut self, path: &Path) -> Self {
@@ -100,12 +109,13 @@ impl Config {
 
     fn text(&self, directory: &Path) -> String {
         let certificate = certificate();
-        let Self { top, limits, tables, log } = self;
+        let Self { top, limits, workers, tables, log } = self;
+        let workers = workers.unwrap_or(2);
         let log = log.clone().unwrap_or_else(|| directory.join("access.log"));
         let variable = |name| std::env::var(name).unwrap_or_else(|_| "auto".to_owned());
         let (offload, splice) = (variable(OFFLOAD_VARIABLE), variable(SPLICE_VARIABLE));
         format!(
-            "workers = 2\n{top}\n[[listener]]\naddress = \"127.0.0.1:0\"\noffload = {offload:?}\nsplice = {splice:?}\n\n\
+            "workers = {workers}\n{top}\n[[listener]]\naddress = \"127.0.0.1:0\"\noffload = {offload:?}\nsplice = {splice:?}\n\n\
              [[listener]]\naddress = \"127.0.0.1:0\"\nservice = \"redirect\"\n\n\
              [tls]\ncertificate = {:?}\nkey = {:?}\n\n{tables}\n[limits]\n{limits}\n\
              [access_log]\ntarget = {log:?}\n",

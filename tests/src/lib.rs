@@ -8,10 +8,14 @@
 pub mod bpf;
 /// Clients that speak HTTP byte by byte.
 pub mod client;
+/// An upstream that sends bodies back.
+pub mod echo;
 /// The gateway as a process.
 pub mod gateway;
 /// Scripted upstreams.
 pub mod origin;
+/// Clients that send and receive at once, in random pieces.
+pub mod pump;
 /// WebSocket clients.
 pub mod websocket;
 
