@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use tlsplice_fixtures::{Error, Result};
 
-use super::{Program, Unpacked, guest, kernel};
+use super::kernel::Kernel;
+use super::{Program, Unpacked, kernel, plan};
 
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
@@ -16,10 +17,10 @@ const CHARACTER_DEVICE: u32 = 0o020_600;
 /// Writes the archive for a kernel and returns its place.
 pub(super) fn write(
     directory: &Path,
-    name: &str,
+    kernel: &Kernel,
     unpacked: &Unpacked,
     programs: &[Program],
-    plan: guest::Plan<'_>,
+    plan: plan::Plan<'_>,
 ) -> Result<PathBuf> {
     let read =
         |path: &Path| fs::read(path).map_err(Error::io(format!("cannot read {}", path.display())));
@@ -43,8 +44,10 @@ pub(super) fn write(
         archive.add(program.place.trim_start_matches('/'), PROGRAM, &read(&program.file)?);
     }
     let names: Vec<&str> = modules.iter().map(|(name, _)| name.as_str()).collect();
-    archive.add("init", PROGRAM, guest::script(&names, plan).as_bytes());
-    let path = directory.join(format!("initramfs-{name}.cpio"));
+    let script = plan::script(&names, &plan.runs(kernel.tls), plan.filter);
+    archive.add("init", PROGRAM, script.as_bytes());
+    archive.add(plan::ONE_TEST_PLACE, PROGRAM, plan::one_test().as_bytes());
+    let path = directory.join(format!("initramfs-{}.cpio", kernel.name));
     fs::write(&path, archive.finish())
         .map_err(Error::io(format!("cannot write {}", path.display())))?;
     Ok(path)

@@ -7,6 +7,7 @@ mod guest;
 mod initramfs;
 mod kernel;
 mod packages;
+mod plan;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,8 +17,8 @@ use std::time::Instant;
 use tlsplice_fixtures::{Error, Result};
 
 use crate::tools;
-use guest::Plan;
 use kernel::Kernel;
+use plan::{Extent, Plan};
 
 /// Debian packages that the lane runs on.
 const TOOLS: &[&str] = &["qemu-system-x86", "xz-utils"];
@@ -36,14 +37,14 @@ pub(crate) struct Options {
 
 /// Runs the lane as the command does.
 pub(crate) fn command(options: &Options) -> Result<ExitCode> {
-    let plan = Plan { offloads: &guest::OFFLOADS, filter: options.filter.as_deref() };
+    let plan = Plan { extent: Extent::Full, filter: options.filter.as_deref() };
     let is_good = run(&options.kernel, plan)?;
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What the test command runs: each kernel with the path that it prefers.
+/// What the test command runs: payload in every mode, everything else in the preferred one.
 pub(crate) fn short() -> Result<bool> {
-    run("all", Plan { offloads: &guest::OFFLOADS[..1], filter: None })
+    run("all", Plan { extent: Extent::Short, filter: None })
 }
 
 /// Runs the tests of a plan on the kernel named so, or on all; true when everything passed.
@@ -64,7 +65,7 @@ fn run(name: &str, plan: Plan<'_>) -> Result<bool> {
     }
     let run = |kernel: &Kernel, unpacked: &Unpacked| {
         let start = Instant::now();
-        let image = initramfs::write(&directory, kernel.name, unpacked, &programs, plan)?;
+        let image = initramfs::write(&directory, kernel, unpacked, &programs, plan)?;
         let verdict = guest::boot(&directory, kernel, unpacked, &image, plan)?;
         let problems: String =
             verdict.problems.iter().map(|line| format!("\n      {line}")).collect();
@@ -135,13 +136,13 @@ fn build(directory: &Path) -> Result<Vec<Program>> {
         let is_test = message["profile"]["test"] == true;
         let kind = message["target"]["kind"][0].as_str().unwrap_or_default();
         let place = match (kind, is_test) {
-            ("bin", false) if name == "tlsplice" => guest::GATEWAY.to_owned(),
-            ("test", true) if guest::SUITES.contains(&name) => guest::suite(name),
+            ("bin", false) if name == "tlsplice" => plan::GATEWAY.to_owned(),
+            ("test", true) if plan::SUITES.contains(&name) => plan::suite(name),
             _ => continue,
         };
         programs.push(Program { file: PathBuf::from(file), place });
     }
-    if programs.len() == guest::SUITES.len() + 1 {
+    if programs.len() == plan::SUITES.len() + 1 {
         return Ok(programs);
     }
     let places: Vec<&str> = programs.iter().map(|program| program.place.as_str()).collect();

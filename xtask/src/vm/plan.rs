@@ -1,0 +1,188 @@
+//! What is run in a guest, and the scripts that run it there.
+
+use super::kernel::Tls;
+
+/// Where the gateway lies.
+pub(super) const GATEWAY: &str = "/t/debug/tlsplice";
+
+/// Test programs that run on a kernel alone, without Tomcat and browser.
+pub(super) const SUITES: [&str; 9] = [
+    "matrix",
+    "records",
+    "splice",
+    "tls",
+    "websocket",
+    "http",
+    "identity",
+    "operations",
+    "refusals",
+];
+
+/// How many of them are about how payload moves: they run in every mode. The others run in the one that is preferred.
+const SUITES_OF_PAYLOAD: usize = 4;
+
+/// Time for one test, in seconds; emulation is slow, and its host is busy.
+const TEST_SECONDS: u32 = 180;
+
+/// Largest packets of the loopback device: as it comes, and as on Ethernet, where records fall apart into segments.
+const MTU: u32 = 65_536;
+const MTU_OF_ETHERNET: u32 = 1_500;
+
+/// Who runs the record layer, and how payload is moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    UserCopy,
+    KernelCopy,
+    KernelSplice,
+}
+
+impl Mode {
+    /// The one that is preferred comes first.
+    const ALL: [Self; 3] = [Self::KernelSplice, Self::KernelCopy, Self::UserCopy];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::UserCopy => "user/copy",
+            Self::KernelCopy => "kernel/copy",
+            Self::KernelSplice => "kernel/splice",
+        }
+    }
+
+    /// `offload` and `splice` of the listener.
+    fn keys(self) -> (&'static str, &'static str) {
+        match self {
+            Self::UserCopy => ("never", "never"),
+            Self::KernelCopy => ("always", "never"),
+            Self::KernelSplice => ("always", "auto"),
+        }
+    }
+}
+
+/// How much is run in each guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// Every suite in every mode.
+    Full,
+    /// What is about payload in every mode, the rest in the preferred one.
+    Short,
+}
+
+/// What is run in each guest.
+#[derive(Clone, Copy)]
+pub(crate) struct Plan<'a> {
+    pub(crate) extent: Extent,
+    /// Part of the names of tests.
+    pub(crate) filter: Option<&'a str>,
+}
+
+/// Suites that are run in one mode, with one size of packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    /// What the console calls it.
+    pub(super) name: String,
+    pub(super) mode: Mode,
+    mtu: u32,
+    pub(super) suites: &'static [&'static str],
+}
+
+impl Plan<'_> {
+    /// The runs on a kernel. One that cannot do TLS falls back to user space in each mode: one of them shows it.
+    pub(super) fn runs(self, tls: Tls) -> Vec<Run> {
+        let run = |mode: Mode, mtu: u32, suites| Run {
+            name: format!("{}@{mtu}", mode.name()),
+            mode,
+            mtu,
+            suites,
+        };
+        let modes = if tls == Tls::None { &Mode::ALL[..1] } else { &Mode::ALL };
+        let mut runs = Vec::new();
+        for (index, &mode) in modes.iter().enumerate() {
+            let is_full = self.extent == Extent::Full || index == 0;
+            let suites = if is_full { &SUITES } else { &SUITES[..SUITES_OF_PAYLOAD] };
+            runs.push(run(mode, MTU, suites));
+            if is_full {
+                runs.push(run(mode, MTU_OF_ETHERNET, &SUITES[..1]));
+            }
+        }
+        runs
+    }
+}
+
+/// The place of a test program. Tests look for what they share three levels above themselves.
+pub(super) fn suite(name: &str) -> String {
+    format!("/t/debug/deps/{name}")
+}
+
+/// Where the script lies that runs one test.
+pub(super) const ONE_TEST_PLACE: &str = "one-test";
+
+/// Runs one test in a process of its own and says how it ended: its arguments are the run, the suite and the test.
+/// That a test was found and ran is part of success.
+pub(super) fn one_test() -> String {
+    format!(
+        "#!/bin/busybox sh\n\
+         log=/tmp/log.$$; begun=$(cut -d. -f1 /proc/uptime)\n\
+         timeout -s KILL {TEST_SECONDS} /t/debug/deps/$2 --exact $3 --test-threads=1 >$log 2>&1\n\
+         status=$?; ended=$(cut -d. -f1 /proc/uptime)\n\
+         if [ $status = 0 ] && ! grep -q '^test result: ok. 1 passed' $log; then status=unseen; fi\n\
+         echo \"RESULT $status $1 $2 $3 $((ended - begun))s\"\n\
+         if [ $status != 0 ]; then tail -n 60 $log | sed 's/^/  | /'; fi\n\
+         rm $log\n"
+    )
+}
+
+/// What the guest runs as its first process.
+pub(super) fn script(modules: &[&str], runs: &[Run], filter: Option<&str>) -> String {
+    let modules = modules.join(" ");
+    let filter = filter.unwrap_or_default();
+    let mut script = format!(
+        "#!/bin/busybox sh\n\
+         /bin/busybox --install -s /bin\n\
+         export PATH=/bin HOME=/root RUST_BACKTRACE=0 TLSPLICE_TEST_BINARY={GATEWAY} TLSPLICE_TEST_GUEST=1\n\
+         mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp\n\
+         ip link set lo up; ulimit -n 16384\n\
+         for module in {modules}; do insmod /modules/$module.ko || echo \"PROBLEM module $module\"; done\n\
+         echo \"KERNEL $(uname -r)\"\n\
+         {GATEWAY} --version | sed 's/^/VERSION /'\n\
+         run() {{\n\
+         name=$1; ip link set lo mtu $2 || echo \"PROBLEM mtu $2\"; shift 2; rm -f /tmp/planned\n\
+         for suite in $*; do\n\
+         /t/debug/deps/$suite --list --format terse {filter} >/tmp/list || echo \"PROBLEM $suite lists no tests\"\n\
+         sed -n \"s|^\\(.*\\): test\\$|$name $suite \\1|p\" /tmp/list >>/tmp/planned; done\n\
+         sed 's/^/PLANNED /' /tmp/planned\n\
+         sed -n 1p /tmp/planned | xargs -n 3 sh /{ONE_TEST_PLACE}\n\
+         sed 1d /tmp/planned | xargs -P 2 -n 3 sh /{ONE_TEST_PLACE}\n\
+         echo \"CONNECTIONS $name $(grep -w TlsTxSw /proc/net/tls_stat)\"\n\
+         }}\n"
+    );
+    for Run { name, mode, mtu, suites } in runs {
+        let (offload, splice) = mode.keys();
+        script.push_str(&format!(
+            "export TLSPLICE_TEST_OFFLOAD={offload} TLSPLICE_TEST_SPLICE={splice}\n\
+             run {name} {mtu} {}\n",
+            suites.join(" ")
+        ));
+    }
+    script.push_str(&format!("echo {DONE}\nreboot -f\n"));
+    script
+}
+
+/// The last words of a guest that has done everything.
+pub(super) const DONE: &str = "GUEST-DONE";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_short_form_still_moves_payload_in_every_mode() {
+        let plan = Plan { extent: Extent::Short, filter: None };
+        let runs = plan.runs(Tls::Keys);
+        for mode in Mode::ALL {
+            let suites = runs.iter().filter(|run| run.mode == mode).flat_map(|run| run.suites);
+            assert!(suites.clone().any(|suite| *suite == "matrix"), "{mode:?}");
+        }
+        let in_all: Vec<_> = runs.iter().flat_map(|run| run.suites).collect();
+        assert!(SUITES.iter().all(|suite| in_all.contains(&suite)));
+    }
+}
