@@ -298,6 +298,21 @@ impl Gateway {
         tasks.filter_map(|task| describe(task.ok()?.path())).collect()
     }
 
+    /// The number of the thread with this name.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn thread(&self, name: &str) -> String {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.process.id())).expect("its threads");
+        let mut paths = tasks.filter_map(|task| Some(task.ok()?.path()));
+        let is_it = |path: &PathBuf| {
+            fs::read_to_string(path.join("comm")).is_ok_and(|found| found.trim() == name)
+        };
+        let path = paths.find(is_it).unwrap_or_else(|| panic!("no thread {name}"));
+        path.file_name().expect("its number").to_string_lossy().into_owned()
+    }
+
     /// Whether it still runs.
     ///
     /// # Panics
