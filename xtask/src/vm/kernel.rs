@@ -43,8 +43,11 @@ pub(crate) const ALL: [Kernel; 4] = [
     },
 ];
 
-/// What TLS in the kernel needs, whichever of them exist: the layer itself and implementations of its ciphers.
-const WANTED: [&str; 11] = [
+/// What is needed, whichever of them exist: the network device, sockets that see the wire, TLS itself and implementations
+/// of its ciphers.
+const WANTED: [&str; 13] = [
+    "virtio_net",
+    "af_packet",
     "tls",
     "aesni_intel",
     "ghash_clmulni_intel",

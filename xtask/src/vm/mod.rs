@@ -3,18 +3,21 @@
 //! The end-to-end tests are built static and run inside, in each path of the record layer. Software emulation is slow but
 //! runs everywhere; what is measured in it is right or wrong, never fast or slow.
 
+mod foreign;
 mod guest;
 mod initramfs;
 mod kernel;
 mod packages;
 mod plan;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Instant;
 
-use tlsplice_fixtures::{Error, Result};
+use tlsplice_fixtures::tomcat::Tomcat;
+use tlsplice_fixtures::{Error, Result, packages as fixtures, pattern};
 
 use crate::tools;
 use kernel::Kernel;
@@ -22,6 +25,10 @@ use plan::{Extent, Plan};
 
 /// Debian packages that the lane runs on.
 const TOOLS: &[&str] = &["qemu-system-x86", "xz-utils"];
+
+/// A file that Tomcat serves to a test in each guest, and its size in bytes.
+const LARGE_FILE: &str = "guest.bin";
+const LARGE_FILE_BYTES: usize = 3_000_000;
 
 /// Which kernels, and which tests.
 #[derive(clap::Args)]
@@ -37,22 +44,22 @@ pub(crate) struct Options {
 
 /// Runs the lane as the command does.
 pub(crate) fn command(options: &Options) -> Result<ExitCode> {
-    let plan = Plan { extent: Extent::Full, filter: options.filter.as_deref() };
-    let is_good = run(&options.kernel, plan)?;
+    let is_good = run(&options.kernel, Extent::Full, options.filter.as_deref())?;
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What the test command runs: payload in every mode, everything else in the preferred one.
 pub(crate) fn short() -> Result<bool> {
-    run("all", Plan { extent: Extent::Short, filter: None })
+    run("all", Extent::Short, None)
 }
 
-/// Runs the tests of a plan on the kernel named so, or on all; true when everything passed.
-fn run(name: &str, plan: Plan<'_>) -> Result<bool> {
+/// Runs tests on the kernel named so, or on all; true when everything passed.
+fn run(name: &str, extent: Extent, filter: Option<&str>) -> Result<bool> {
     tools::ensure_packages(TOOLS)?;
     let directory = tools::target().join("vm");
     let archive = packages::Archive::open(&directory)?;
-    let programs = build(&directory)?;
+    let mut programs = build(&directory)?;
+    programs.extend(foreign::programs()?);
     let mut guests = Vec::new();
     for kernel in kernel::ALL.iter().filter(|kernel| name == "all" || kernel.name == name) {
         match kernel.fetch(&archive)? {
@@ -63,6 +70,12 @@ fn run(name: &str, plan: Plan<'_>) -> Result<bool> {
     if guests.is_empty() {
         return Err(Error::failed("no kernel was run"));
     }
+    fixtures::ensure(fixtures::TOMCAT)?;
+    let tomcat = Tomcat::start(&directory.join("tomcat"))?;
+    let file = tomcat.webapp().join(LARGE_FILE);
+    fs::write(&file, pattern::bytes(LARGE_FILE_BYTES))
+        .map_err(Error::io(format!("cannot write {}", file.display())))?;
+    let plan = Plan { extent, filter, tomcat_port: tomcat.address().port() };
     let run = |kernel: &Kernel, unpacked: &Unpacked| {
         let start = Instant::now();
         let image = initramfs::write(&directory, kernel, unpacked, &programs, plan)?;

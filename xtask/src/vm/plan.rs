@@ -6,11 +6,14 @@ use super::kernel::Tls;
 pub(super) const GATEWAY: &str = "/t/debug/tlsplice";
 
 /// Test programs that run on a kernel alone, without Tomcat and browser.
-pub(super) const SUITES: [&str; 9] = [
+pub(super) const SUITES: [&str; 12] = [
     "matrix",
     "records",
     "splice",
     "tls",
+    "wire",
+    "guest",
+    "foreign",
     "websocket",
     "http",
     "identity",
@@ -19,7 +22,7 @@ pub(super) const SUITES: [&str; 9] = [
 ];
 
 /// How many of them are about how payload moves: they run in every mode. The others run in the one that is preferred.
-const SUITES_OF_PAYLOAD: usize = 4;
+const SUITES_OF_PAYLOAD: usize = 6;
 
 /// Time for one test, in seconds; emulation is slow, and its host is busy.
 const TEST_SECONDS: u32 = 180;
@@ -73,6 +76,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) extent: Extent,
     /// Part of the names of tests.
     pub(crate) filter: Option<&'a str>,
+    /// Where a Tomcat listens on the loopback of the host.
+    pub(crate) tomcat_port: u16,
 }
 
 /// Suites that are run in one mode, with one size of packets.
@@ -122,7 +127,7 @@ pub(super) fn one_test() -> String {
     format!(
         "#!/bin/busybox sh\n\
          log=/tmp/log.$$; begun=$(cut -d. -f1 /proc/uptime)\n\
-         timeout -s KILL {TEST_SECONDS} /t/debug/deps/$2 --exact $3 --test-threads=1 >$log 2>&1\n\
+         timeout -s KILL {TEST_SECONDS} /t/debug/deps/$2 --exact $3 --include-ignored --test-threads=1 >$log 2>&1\n\
          status=$?; ended=$(cut -d. -f1 /proc/uptime)\n\
          if [ $status = 0 ] && ! grep -q '^test result: ok. 1 passed' $log; then status=unseen; fi\n\
          echo \"RESULT $status $1 $2 $3 $((ended - begun))s\"\n\
@@ -132,16 +137,19 @@ pub(super) fn one_test() -> String {
 }
 
 /// What the guest runs as its first process.
-pub(super) fn script(modules: &[&str], runs: &[Run], filter: Option<&str>) -> String {
+pub(super) fn script(modules: &[&str], runs: &[Run], plan: Plan<'_>) -> String {
     let modules = modules.join(" ");
-    let filter = filter.unwrap_or_default();
+    let filter = plan.filter.unwrap_or_default();
+    let tomcat = plan.tomcat_port;
     let mut script = format!(
         "#!/bin/busybox sh\n\
          /bin/busybox --install -s /bin\n\
-         export PATH=/bin HOME=/root RUST_BACKTRACE=0 TLSPLICE_TEST_BINARY={GATEWAY} TLSPLICE_TEST_GUEST=1\n\
+         export PATH=/bin:/usr/bin HOME=/root RUST_BACKTRACE=0 TLSPLICE_TEST_BINARY={GATEWAY} TLSPLICE_TEST_GUEST=1\n\
+         export TLSPLICE_TEST_TOMCAT=10.0.2.2:{tomcat}\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp\n\
-         ip link set lo up; ulimit -n 16384\n\
+         ulimit -n 16384\n\
          for module in {modules}; do insmod /modules/$module.ko || echo \"PROBLEM module $module\"; done\n\
+         ip link set lo up; ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0 || echo \"PROBLEM no network\"\n\
          echo \"KERNEL $(uname -r)\"\n\
          {GATEWAY} --version | sed 's/^/VERSION /'\n\
          run() {{\n\
@@ -176,7 +184,7 @@ mod tests {
 
     #[test]
     fn the_short_form_still_moves_payload_in_every_mode() {
-        let plan = Plan { extent: Extent::Short, filter: None };
+        let plan = Plan { extent: Extent::Short, filter: None, tomcat_port: 0 };
         let runs = plan.runs(Tls::Keys);
         for mode in Mode::ALL {
             let suites = runs.iter().filter(|run| run.mode == mode).flat_map(|run| run.suites);
