@@ -2,9 +2,7 @@
 //! these in its guests.
 
 use std::fs;
-use std::io;
 use std::net::SocketAddr;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use tlsplice_fixtures::pattern;
