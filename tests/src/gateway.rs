@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -296,6 +297,20 @@ impl Gateway {
             Some((name.trim().to_owned(), list.trim().to_owned()))
         };
         tasks.filter_map(|task| describe(task.ok()?.path())).collect()
+    }
+
+    /// What its threads have had of the processors.
+    ///
+    /// # Panics
+    /// When the kernel does not tell.
+    #[must_use]
+    pub fn processor_time(&self) -> Duration {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.process.id())).expect("its threads");
+        let nanoseconds = |path: PathBuf| {
+            let text = fs::read_to_string(path.join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<u64>().ok()
+        };
+        Duration::from_nanos(tasks.filter_map(|task| nanoseconds(task.ok()?.path())).sum())
     }
 
     /// The number of the thread with this name.

@@ -40,11 +40,19 @@ pub(crate) struct Options {
     /// Only tests whose name contains this.
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
+
+    /// Count the instructions that each mode costs instead, on 6.12 or the kernel that is named.
+    #[arg(long, conflicts_with = "filter")]
+    cost: bool,
 }
 
 /// Runs the lane as the command does.
 pub(crate) fn command(options: &Options) -> Result<ExitCode> {
-    let is_good = run(&options.kernel, Extent::Full, options.filter.as_deref())?;
+    let is_good = match options.cost {
+        true if options.kernel == "all" => run("6.12", Extent::Cost, None)?,
+        true => run(&options.kernel, Extent::Cost, None)?,
+        false => run(&options.kernel, Extent::Full, options.filter.as_deref())?,
+    };
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -83,6 +91,7 @@ fn run(name: &str, extent: Extent, filter: Option<&str>) -> Result<bool> {
         let problems: String =
             verdict.problems.iter().map(|line| format!("\n      {line}")).collect();
         eprintln!("    Linux {:<7} {verdict} ({:.0?}){problems}", kernel.name, start.elapsed());
+        print_costs(&verdict.costs);
         Ok(verdict.is_good())
     };
     let mut is_good = true;
@@ -101,6 +110,16 @@ fn run(name: &str, extent: Extent, filter: Option<&str>) -> Result<bool> {
         }
     }
     Ok(is_good)
+}
+
+fn print_costs(costs: &[(String, String, f64)]) {
+    for (run, name, figure) in costs {
+        println!(
+            "{:<16} {:<40} {figure:>10.2}",
+            run.split('@').next().unwrap_or(run),
+            name.replace('_', " ")
+        );
+    }
 }
 
 /// A program for the guest, with its place there.
@@ -150,12 +169,12 @@ fn build(directory: &Path) -> Result<Vec<Program>> {
         let kind = message["target"]["kind"][0].as_str().unwrap_or_default();
         let place = match (kind, is_test) {
             ("bin", false) if name == "tlsplice" => plan::GATEWAY.to_owned(),
-            ("test", true) if plan::SUITES.contains(&name) => plan::suite(name),
+            ("test", true) if plan::programs().any(|known| known == name) => plan::suite(name),
             _ => continue,
         };
         programs.push(Program { file: PathBuf::from(file), place });
     }
-    if programs.len() == plan::SUITES.len() + 1 {
+    if programs.len() == plan::programs().count() + 1 {
         return Ok(programs);
     }
     let places: Vec<&str> = programs.iter().map(|program| program.place.as_str()).collect();

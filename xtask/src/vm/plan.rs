@@ -21,6 +21,14 @@ pub(super) const SUITES: [&str; 12] = [
     "refusals",
 ];
 
+/// The program that counts instructions.
+const COST: [&str; 1] = ["cost"];
+
+/// Everything that is put into guests.
+pub(super) fn programs() -> impl Iterator<Item = &'static str> {
+    SUITES.into_iter().chain(COST)
+}
+
 /// How many of them are about how payload moves: they run in every mode. The others run in the one that is preferred.
 const SUITES_OF_PAYLOAD: usize = 6;
 
@@ -68,6 +76,8 @@ pub(crate) enum Extent {
     Full,
     /// What is about payload in every mode, the rest in the preferred one.
     Short,
+    /// No tests: what each mode costs, counted in instructions.
+    Cost,
 }
 
 /// What is run in each guest.
@@ -99,6 +109,9 @@ impl Plan<'_> {
             mtu,
             suites,
         };
+        if self.extent == Extent::Cost {
+            return Mode::ALL.iter().map(|&mode| run(mode, MTU, &COST[..])).collect();
+        }
         let modes = if tls == Tls::None { &Mode::ALL[..1] } else { &Mode::ALL };
         let mut runs = Vec::new();
         for (index, &mode) in modes.iter().enumerate() {
@@ -127,10 +140,11 @@ pub(super) fn one_test() -> String {
     format!(
         "#!/bin/busybox sh\n\
          log=/tmp/log.$$; begun=$(cut -d. -f1 /proc/uptime)\n\
-         timeout -s KILL {TEST_SECONDS} /t/debug/deps/$2 --exact $3 --include-ignored --test-threads=1 >$log 2>&1\n\
+         timeout -s KILL {TEST_SECONDS} /t/debug/deps/$2 --exact $3 --include-ignored --nocapture --test-threads=1 >$log 2>&1\n\
          status=$?; ended=$(cut -d. -f1 /proc/uptime)\n\
          if [ $status = 0 ] && ! grep -q '^test result: ok. 1 passed' $log; then status=unseen; fi\n\
          echo \"RESULT $status $1 $2 $3 $((ended - begun))s\"\n\
+         sed -n \"s|^COST |COST $1 |p\" $log\n\
          if [ $status != 0 ]; then tail -n 60 $log | sed 's/^/  | /'; fi\n\
          rm $log\n"
     )
