@@ -6,7 +6,7 @@ use super::kernel::Tls;
 pub(super) const GATEWAY: &str = "/t/debug/tlsplice";
 
 /// Test programs that run on a kernel alone, without Tomcat and browser.
-pub(super) const SUITES: [&str; 12] = [
+pub(super) const SUITES: [&str; 13] = [
     "matrix",
     "records",
     "splice",
@@ -14,6 +14,7 @@ pub(super) const SUITES: [&str; 12] = [
     "wire",
     "guest",
     "foreign",
+    "ebpf",
     "websocket",
     "http",
     "identity",
@@ -161,6 +162,7 @@ pub(super) fn script(modules: &[&str], runs: &[Run], plan: Plan<'_>) -> String {
          export PATH=/bin:/usr/bin HOME=/root RUST_BACKTRACE=0 TLSPLICE_TEST_BINARY={GATEWAY} TLSPLICE_TEST_GUEST=1\n\
          export TLSPLICE_TEST_TOMCAT=10.0.2.2:{tomcat}\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp\n\
+         mkdir -p /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup || echo \"PROBLEM cgroup2\"\n\
          ulimit -n 16384\n\
          for module in {modules}; do insmod /modules/$module.ko || echo \"PROBLEM module $module\"; done\n\
          ip link set lo up; ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0 || echo \"PROBLEM no network\"\n\
