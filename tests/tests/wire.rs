@@ -148,8 +148,10 @@ fn nothing_can_be_read_when_a_call_for_the_handover_fails() {
     }
     assert!(injected.contains("INJECTED"), "some call was made to fail");
     if gateways[0].diagnostics().contains("in the kernel: ") {
-        for call in ["TCP_ULP", "TLS_TX", "TLS_RX"] {
-            assert!(injected.contains(call), "{call} was made to fail: {injected}");
+        // One gateway met the failure before the kernel had anything, another between the two halves.
+        for text in ["TLS stays in user space", "one half of the record layer only"] {
+            let is_said = gateways.iter().any(|gateway| gateway.diagnostics().contains(text));
+            assert!(is_said, "no gateway said {text:?}: {injected}");
         }
     }
 }

@@ -78,12 +78,9 @@ fn run(name: &str, extent: Extent, filter: Option<&str>) -> Result<bool> {
     if guests.is_empty() {
         return Err(Error::failed("no kernel was run"));
     }
-    fixtures::ensure(fixtures::TOMCAT)?;
-    let tomcat = Tomcat::start(&directory.join("tomcat"))?;
-    let file = tomcat.webapp().join(LARGE_FILE);
-    fs::write(&file, pattern::bytes(LARGE_FILE_BYTES))
-        .map_err(Error::io(format!("cannot write {}", file.display())))?;
-    let plan = Plan { extent, filter, tomcat_port: tomcat.address().port() };
+    let tomcat = if extent == Extent::Cost { None } else { Some(start_tomcat(&directory)?) };
+    let tomcat_port = tomcat.as_ref().map_or(0, |tomcat| tomcat.address().port());
+    let plan = Plan { extent, filter, tomcat_port };
     let run = |kernel: &Kernel, unpacked: &Unpacked| {
         let start = Instant::now();
         let image = initramfs::write(&directory, kernel, unpacked, &programs, plan)?;
@@ -110,6 +107,16 @@ fn run(name: &str, extent: Extent, filter: Option<&str>) -> Result<bool> {
         }
     }
     Ok(is_good)
+}
+
+/// A Tomcat on the loopback of the host, with what a test in each guest fetches from it.
+fn start_tomcat(directory: &Path) -> Result<Tomcat> {
+    fixtures::ensure(fixtures::TOMCAT)?;
+    let tomcat = Tomcat::start(&directory.join("tomcat"))?;
+    let file = tomcat.webapp().join(LARGE_FILE);
+    fs::write(&file, pattern::bytes(LARGE_FILE_BYTES))
+        .map_err(Error::io(format!("cannot write {}", file.display())))?;
+    Ok(tomcat)
 }
 
 fn print_costs(costs: &[(String, String, f64)]) {

@@ -146,7 +146,7 @@ pub(super) fn one_test() -> String {
          if [ $status = 0 ] && ! grep -q '^test result: ok. 1 passed' $log; then status=unseen; fi\n\
          echo \"RESULT $status $1 $2 $3 $((ended - begun))s\"\n\
          sed -n \"s|^COST |COST $1 |p\" $log\n\
-         if [ $status != 0 ]; then tail -n 60 $log | sed 's/^/  | /'; fi\n\
+         if [ $status != 0 ]; then head -n 100 $log | sed 's/^/  | /'; fi\n\
          rm $log\n"
     )
 }
