@@ -43,7 +43,7 @@ pub(super) fn write(
         archive.add(place, PROGRAM, &read(&program.file)?);
     }
     let names: Vec<&str> = modules.iter().map(|(name, _)| name.as_str()).collect();
-    let script = plan::script(&names, &plan.runs(kernel.tls), plan);
+    let script = plan::script(&names, &plan.runs(kernel), plan);
     archive.add("init", PROGRAM, script.as_bytes());
     archive.add(plan::ONE_TEST_PLACE, PROGRAM, plan::one_test().as_bytes());
     let path = directory.join(format!("initramfs-{}.cpio", kernel.name));

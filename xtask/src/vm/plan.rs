@@ -1,6 +1,6 @@
 //! What is run in a guest, and the scripts that run it there.
 
-use super::kernel::Tls;
+use super::kernel::{Kernel, Tls};
 
 /// Where the gateway lies.
 pub(super) const GATEWAY: &str = "/t/debug/tlsplice";
@@ -30,8 +30,13 @@ pub(super) fn programs() -> impl Iterator<Item = &'static str> {
     SUITES.into_iter().chain(COST)
 }
 
-/// How many of them are about how payload moves: they run in every mode. The others run in the one that is preferred.
-const SUITES_OF_PAYLOAD: usize = 6;
+/// How many of them are about how payload moves, and so about modes, and how many about anything of the kernel.
+const SUITES_OF_PAYLOAD: usize = 4;
+const SUITES_OF_KERNELS: usize = 8;
+
+/// Leaves out what takes longest in emulation.
+const LONG_TESTS: &str =
+    "--skip a_thousand_connections --skip the_largest_body --skip leave_nothing_behind";
 
 /// Time for one test, in seconds; emulation is slow, and its host is busy.
 const TEST_SECONDS: u32 = 180;
@@ -75,7 +80,7 @@ impl Mode {
 pub(crate) enum Extent {
     /// Every suite in every mode.
     Full,
-    /// What is about payload in every mode, the rest in the preferred one.
+    /// Payload in every mode, what else is about kernels in the preferred one, and the rest on one kernel.
     Short,
     /// No tests: what each mode costs, counted in instructions.
     Cost,
@@ -99,31 +104,40 @@ pub(super) struct Run {
     pub(super) mode: Mode,
     mtu: u32,
     pub(super) suites: &'static [&'static str],
+    /// Options that leave tests out.
+    skipped: &'static str,
 }
 
 impl Plan<'_> {
     /// The runs on a kernel. One that cannot do TLS falls back to user space in each mode: one of them shows it.
-    pub(super) fn runs(self, tls: Tls) -> Vec<Run> {
-        let run = |mode: Mode, mtu: u32, suites| Run {
+    pub(super) fn runs(self, kernel: &Kernel) -> Vec<Run> {
+        let run = |mode: Mode, mtu: u32, suites, skipped| Run {
             name: format!("{}@{mtu}", mode.name()),
             mode,
             mtu,
             suites,
+            skipped,
         };
-        if self.extent == Extent::Cost {
-            return Mode::ALL.iter().map(|&mode| run(mode, MTU, &COST[..])).collect();
-        }
-        let modes = if tls == Tls::None { &Mode::ALL[..1] } else { &Mode::ALL };
-        let mut runs = Vec::new();
-        for (index, &mode) in modes.iter().enumerate() {
-            let is_full = self.extent == Extent::Full || index == 0;
-            let suites = if is_full { &SUITES } else { &SUITES[..SUITES_OF_PAYLOAD] };
-            runs.push(run(mode, MTU, suites));
-            if is_full {
-                runs.push(run(mode, MTU_OF_ETHERNET, &SUITES[..1]));
+        let modes = if kernel.tls == Tls::None { &Mode::ALL[..1] } else { &Mode::ALL };
+        let all = |suites| modes.iter().map(|&mode| run(mode, MTU, suites, "")).collect();
+        match self.extent {
+            Extent::Cost => all(&COST[..]),
+            Extent::Full => {
+                let mut runs: Vec<Run> = all(&SUITES[..]);
+                let ethernet = |&mode| run(mode, MTU_OF_ETHERNET, &SUITES[..1], "");
+                runs.extend(modes.iter().map(ethernet));
+                runs
+            }
+            Extent::Short => {
+                let preferred =
+                    if kernel.is_stable { &SUITES[..] } else { &SUITES[..SUITES_OF_KERNELS] };
+                let mut runs = vec![run(modes[0], MTU, preferred, "")];
+                let brief = |&mode| run(mode, MTU, &SUITES[..SUITES_OF_PAYLOAD], LONG_TESTS);
+                runs.extend(modes[1..].iter().map(brief));
+                runs.push(run(modes[0], MTU_OF_ETHERNET, &SUITES[..1], LONG_TESTS));
+                runs
             }
         }
-        runs
     }
 }
 
@@ -171,7 +185,7 @@ pub(super) fn script(modules: &[&str], runs: &[Run], plan: Plan<'_>) -> String {
          run() {{\n\
          name=$1; ip link set lo mtu $2 || echo \"PROBLEM mtu $2\"; shift 2; rm -f /tmp/planned\n\
          for suite in $*; do\n\
-         /t/debug/deps/$suite --list --format terse {filter} >/tmp/list || echo \"PROBLEM $suite lists no tests\"\n\
+         /t/debug/deps/$suite --list --format terse $skipped {filter} >/tmp/list || echo \"PROBLEM $suite lists no tests\"\n\
          sed -n \"s|^\\(.*\\): test\\$|$name $suite \\1|p\" /tmp/list >>/tmp/planned; done\n\
          sed 's/^/PLANNED /' /tmp/planned\n\
          sed -n 1p /tmp/planned | xargs -n 3 sh /{ONE_TEST_PLACE}\n\
@@ -179,10 +193,10 @@ pub(super) fn script(modules: &[&str], runs: &[Run], plan: Plan<'_>) -> String {
          echo \"CONNECTIONS $name $(grep -w TlsTxSw /proc/net/tls_stat)\"\n\
          }}\n"
     );
-    for Run { name, mode, mtu, suites } in runs {
+    for Run { name, mode, mtu, suites, skipped } in runs {
         let (offload, splice) = mode.keys();
         script.push_str(&format!(
-            "export TLSPLICE_TEST_OFFLOAD={offload} TLSPLICE_TEST_SPLICE={splice}\n\
+            "export TLSPLICE_TEST_OFFLOAD={offload} TLSPLICE_TEST_SPLICE={splice}; skipped=\"{skipped}\"\n\
              run {name} {mtu} {}\n",
             suites.join(" ")
         ));
@@ -197,11 +211,13 @@ pub(super) const DONE: &str = "GUEST-DONE";
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::kernel;
 
     #[test]
     fn the_short_form_still_moves_payload_in_every_mode() {
         let plan = Plan { extent: Extent::Short, filter: None, tomcat_port: 0 };
-        let runs = plan.runs(Tls::Keys);
+        let stable = kernel::ALL.iter().find(|kernel| kernel.is_stable).expect("one is");
+        let runs = plan.runs(stable);
         for mode in Mode::ALL {
             let suites = runs.iter().filter(|run| run.mode == mode).flat_map(|run| run.suites);
             assert!(suites.clone().any(|suite| *suite == "matrix"), "{mode:?}");
