@@ -188,8 +188,8 @@ pub(super) fn script(modules: &[&str], runs: &[Run], plan: Plan<'_>) -> String {
          /t/debug/deps/$suite --list --format terse $skipped {filter} >/tmp/list || echo \"PROBLEM $suite lists no tests\"\n\
          sed -n \"s|^\\(.*\\): test\\$|$name $suite \\1|p\" /tmp/list >>/tmp/planned; done\n\
          sed 's/^/PLANNED /' /tmp/planned\n\
-         sed -n 1p /tmp/planned | xargs -n 3 sh /{ONE_TEST_PLACE}\n\
-         sed 1d /tmp/planned | xargs -P 2 -n 3 sh /{ONE_TEST_PLACE}\n\
+         sed -n 1p /tmp/planned | xargs -r -n 3 sh /{ONE_TEST_PLACE}\n\
+         sed 1d /tmp/planned | xargs -r -P 2 -n 3 sh /{ONE_TEST_PLACE}\n\
          echo \"CONNECTIONS $name $(grep -w TlsTxSw /proc/net/tls_stat)\"\n\
          }}\n"
     );
