@@ -16,6 +16,8 @@ pub mod echo;
 pub mod gateway;
 /// Scripted upstreams.
 pub mod origin;
+/// Clients that send and receive at once, in random pieces.
+pub mod pump;
 /// An origin that records what it received.
 pub mod recorder;
 /// Scripts that read like the wire.
@@ -24,8 +26,6 @@ pub mod script;
 pub mod strict;
 /// The attack table as data.
 pub mod table;
-/// Clients that send and receive at once, in random pieces.
-pub mod pump;
 /// WebSocket clients.
 pub mod websocket;
 
