@@ -5,6 +5,7 @@ mod latency;
 mod line;
 mod log;
 mod meter;
+pub mod snapshot;
 
 pub use gauge::{Gauge, Hitch};
 pub use latency::Latency;
