@@ -73,3 +73,6 @@ pub mod valve;
 
 /// What stands between this machine and a good gateway, and the command that cures it. Not on a byte's path.
 pub mod doctor;
+
+/// The connections of a running gateway, the slowest first, and why they are slow. Not on a byte's path.
+pub mod top;
