@@ -153,7 +153,8 @@ mod tests {
 
     #[test]
     fn each_bound_is_the_first_slow_value() {
-        let cases: [(&str, fn(&mut Connection, u64), u64, Culprit); 3] = [
+        type Set = fn(&mut Connection, u64);
+        let cases: [(&str, Set, u64, Culprit); 3] = [
             ("rtt", |it, us| it.rtt_us = Some(us), 100_000, Culprit::Network),
             ("flush", |it, us| it.flush_p99_us = Some(us), 5_000, Culprit::Gateway),
             (
