@@ -23,21 +23,27 @@ pub struct Pipe {
 pub struct Pipes {
     free: RefCell<Vec<Pipe>>,
     in_use: Cell<usize>,
+    refused: Cell<u64>,
 }
 
 impl Pipes {
     /// A pipe; None when too many are in use, or the system has none left.
     pub fn take(&self) -> Option<Pipe> {
-        if self.in_use.get() >= PIPES_MAX {
-            return None;
-        }
-        let free = self.free.borrow_mut().pop();
-        let pipe = match free {
-            Some(pipe) => pipe,
-            None => Self::make().inspect_err(|error| tracing::debug!("no pipe: {error}")).ok()?,
+        let pipe = match self.free.borrow_mut().pop() {
+            _ if self.in_use.get() >= PIPES_MAX => None,
+            Some(pipe) => Some(pipe),
+            None => Self::make().inspect_err(|error| tracing::debug!("no pipe: {error}")).ok(),
         };
-        self.in_use.set(self.in_use.get() + 1);
-        Some(pipe)
+        match pipe {
+            Some(_) => self.in_use.set(self.in_use.get() + 1),
+            None => self.refused.set(self.refused.get() + 1),
+        }
+        pipe
+    }
+
+    /// How often there was none.
+    pub fn refused(&self) -> u64 {
+        self.refused.get()
     }
 
     /// Takes a pipe back, with how much is left in it.

@@ -14,7 +14,7 @@ mod writer;
 use std::io;
 
 pub(crate) use reader::is_retry;
-pub use reader::{End, Fill, Reader};
+pub use reader::{End, Fill, Reader, SpliceSource};
 pub use writer::Writer;
 
 use crate::ktls::RecordError;

@@ -183,6 +183,12 @@ pub trait Splicer {
     /// The error of `splice(2)`, of which `WouldBlock` says that nothing is there.
     fn fill(&self, pipe: &Pipe, count: usize) -> io::Result<usize>;
 
+    /// The same for a socket whose records the kernel opens: moves data of one record at most.
+    ///
+    /// # Errors
+    /// As [`Splicer::fill`]; `EINVAL` says that a record which is no data stands first, or what is no record at all.
+    fn fill_opened(&self, pipe: &Pipe, count: usize) -> io::Result<usize>;
+
     /// Moves at most `count` bytes from a pipe to this socket. Never waits.
     ///
     /// # Errors
@@ -219,6 +225,12 @@ pub trait KernelTls {
     /// # Errors
     /// The error of `recvmsg(2)`; `EINTR` has been retried.
     fn recv_record(&self, into: &mut [u8]) -> io::Result<(u8, usize)>;
+
+    /// Records protected so far by the key of one direction.
+    ///
+    /// # Errors
+    /// The error of `getsockopt(2)`.
+    fn sequence(&self, direction: TlsDirection) -> io::Result<u64>;
 
     /// Sends `message` as one record of this content type.
     ///

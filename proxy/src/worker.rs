@@ -129,8 +129,8 @@ pub fn run(
             Worker::new(orders, Arc::clone(admission), Arc::clone(kernel_tls), Arc::clone(meter));
         let shared = Arc::clone(&worker.orders.borrow().borrow().shared);
         for ((listener, address), configured) in listeners.iter().zip(&shared.config.listeners) {
-            let config::Listener { service, offload, .. } = *configured;
-            let door = Door { service, port: address.port(), offload };
+            let config::Listener { service, offload, splice, .. } = *configured;
+            let door = Door { service, port: address.port(), offload, splice };
             uring::spawn(accept(Rc::clone(&worker), Rc::clone(listener), door));
         }
         started(Started { addresses: bound, ring });

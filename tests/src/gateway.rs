@@ -20,6 +20,9 @@ pub const BINARY_VARIABLE: &str = "TLSPLICE_TEST_BINARY";
 /// Sets `offload` of the https listener: the same tests prove every path of the record layer.
 pub const OFFLOAD_VARIABLE: &str = "TLSPLICE_TEST_OFFLOAD";
 
+/// Sets `splice` of the https listener, likewise.
+pub const SPLICE_VARIABLE: &str = "TLSPLICE_TEST_SPLICE";
+
 /// The binary under test, built on first use.
 ///
 /// # Panics
@@ -99,9 +102,10 @@ impl Config {
         let certificate = certificate();
         let Self { top, limits, tables, log } = self;
         let log = log.clone().unwrap_or_else(|| directory.join("access.log"));
-        let offload = std::env::var(OFFLOAD_VARIABLE).unwrap_or_else(|_| "auto".to_owned());
+        let variable = |name| std::env::var(name).unwrap_or_else(|_| "auto".to_owned());
+        let (offload, splice) = (variable(OFFLOAD_VARIABLE), variable(SPLICE_VARIABLE));
         format!(
-            "workers = 2\n{top}\n[[listener]]\naddress = \"127.0.0.1:0\"\noffload = {offload:?}\n\n\
+            "workers = 2\n{top}\n[[listener]]\naddress = \"127.0.0.1:0\"\noffload = {offload:?}\nsplice = {splice:?}\n\n\
              [[listener]]\naddress = \"127.0.0.1:0\"\nservice = \"redirect\"\n\n\
              [tls]\ncertificate = {:?}\nkey = {:?}\n\n{tables}\n[limits]\n{limits}\n\
              [access_log]\ntarget = {log:?}\n",

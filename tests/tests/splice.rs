@@ -4,10 +4,11 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
+use serde_json::Value;
 use tlsplice_fixtures::demo::Demo;
 use tlsplice_fixtures::pattern;
 use tlsplice_tests::client::{Client, VERSIONS};
-use tlsplice_tests::gateway::{Config, Gateway};
+use tlsplice_tests::gateway::{Config, Gateway, SPLICE_VARIABLE};
 use tlsplice_tests::origin::Origin;
 
 /// Sizes around the point where splicing begins, and around those of records, pipes and sockets' buffers.
@@ -23,6 +24,18 @@ fn clients(gateway: &Gateway) -> Vec<Client> {
     let mut clients = vec![Client::plain(gateway.plain())];
     clients.extend(VERSIONS.map(|version| Client::tls_version(gateway.https, version)));
     clients
+}
+
+/// Bulk is spliced wherever no record layer of the gateway is in the way, and nothing forbids it.
+fn expect_bulk_path(line: &Value) {
+    let is_forbidden = std::env::var(SPLICE_VARIABLE).is_ok_and(|value| value == "never");
+    let expected = match line["tls"].as_str() {
+        Some("user") => ("copy", if is_forbidden { "configured" } else { "user_tls" }),
+        Some("kernel") if is_forbidden => ("copy", "configured"),
+        _ => ("splice", ""),
+    };
+    let reason = line["path_reason"].as_str().unwrap_or_default();
+    assert_eq!((line["path"].as_str().unwrap_or_default(), reason), expected, "{line}");
 }
 
 #[test]
@@ -41,13 +54,13 @@ fn downloads_and_uploads_arrive_whole_on_every_path() {
             assert!(client.response().text().contains(&pattern::sha256(&body)), "{len} bytes up");
         }
     }
-    let target = format!("/bytes/{}", SIZES[8]);
-    let lines: Vec<_> =
-        gateway.access_log().into_iter().filter(|line| line["target"] == target.as_str()).collect();
+    let bulk = |line: &Value| line["bytes_out"] == SIZES[8] || line["bytes_in"] == SIZES[8];
+    let lines = tlsplice_tests::wait_for("all lines", || {
+        let lines: Vec<_> = gateway.access_log().into_iter().filter(bulk).collect();
+        (lines.len() == 6).then_some(lines)
+    });
     for line in lines {
-        let expected = if line["tls"] == "user" { "copy" } else { "splice" };
-        assert_eq!(line["path"], expected, "{line}");
-        assert_eq!(line["bytes_out"], SIZES[8], "{line}");
+        expect_bulk_path(&line);
     }
 }
 
@@ -155,6 +168,134 @@ fn clients_that_go_away_leave_nothing_behind() {
     }
 }
 
+/// A body in chunks: large ones, small ones between them, and one of a single byte at the end.
+fn in_chunks(body: &[u8]) -> Vec<u8> {
+    let (mut wire, mut rest, mut round) = (Vec::new(), body, 0);
+    while !rest.is_empty() {
+        let size = [300_001, 17, 65_536, 4_000, 1_048_576, 65_535][round % 6].min(rest.len());
+        let size = if size == rest.len() && size > 1 { size - 1 } else { size };
+        let (chunk, more) = rest.split_at(size);
+        wire.extend(format!("{size:x};n={round}\r\n").as_bytes());
+        wire.extend(chunk);
+        wire.extend(b"\r\n");
+        (rest, round) = (more, round + 1);
+    }
+    wire.extend(b"0\r\nX-Trailer: dropped\r\n\r\n");
+    wire
+}
+
+#[test]
+fn chunked_bodies_keep_every_byte_both_ways_and_large_chunks_are_spliced() {
+    let body = pattern::bytes(5_000_003);
+    let wire = in_chunks(&body);
+    let down = wire.clone();
+    let origin = Origin::start(move |connection| {
+        loop {
+            if connection.request()?.starts_with("GET") {
+                connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+                for (index, piece) in down.chunks(77_777).enumerate() {
+                    connection.send(piece)?;
+                    if index % 10 == 3 {
+                        thread::sleep(Duration::from_millis(3));
+                    }
+                }
+            } else {
+                let mut hash = pattern::Hash::new();
+                loop {
+                    let line = connection.until(b"\r\n")?;
+                    let digits = String::from_utf8_lossy(&line[..line.len() - 2]).into_owned();
+                    let size = usize::from_str_radix(&digits, 16).map_err(io::Error::other)?;
+                    hash.update(&connection.take(size)?);
+                    if connection.take(2)? != b"\r\n" {
+                        return Err(io::ErrorKind::InvalidData.into());
+                    }
+                    if size == 0 {
+                        break;
+                    }
+                }
+                connection.respond(&hash.finish())?;
+            }
+        }
+    });
+    let gateway = with_plain_listener(Config::to(origin.address()));
+    for mut client in clients(&gateway) {
+        for _ in 0..2 {
+            assert!(client.get("/").body == body);
+            client.send("POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n");
+            for piece in wire.chunks(123_457) {
+                client.send(piece);
+            }
+            assert_eq!(client.response().text(), pattern::sha256(&body));
+        }
+    }
+    let lines = tlsplice_tests::wait_for("all lines", || {
+        let lines = gateway.access_log();
+        (lines.len() == 12).then_some(lines)
+    });
+    for line in lines {
+        expect_bulk_path(&line);
+    }
+}
+
+#[test]
+fn a_large_chunk_cut_by_the_upstream_is_cut_for_the_client() {
+    let origin = Origin::start(|connection| {
+        connection.request()?;
+        connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+        connection.send("100000\r\n")?;
+        connection.send(vec![b'x'; 0xc_0000])?;
+        connection.close();
+        Ok(())
+    });
+    let gateway = with_plain_listener(Config::to(origin.address()));
+    for mut client in clients(&gateway) {
+        client.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let error = client.try_response().expect_err("it was cut");
+        assert!(!matches!(error.kind(), io::ErrorKind::WouldBlock), "still open: {error}");
+    }
+    let line = gateway.wait_for_access(|_| true);
+    assert_eq!((&line["outcome"], &line["fault"]), (&"aborted".into(), &"upstream".into()));
+}
+
+#[test]
+fn uploads_cut_by_the_client_never_complete_and_whole_ones_in_odd_pieces_do() {
+    const LEN: usize = 3_000_001;
+    let (tell, told) = std::sync::mpsc::channel();
+    let origin = Origin::start(move |connection| {
+        loop {
+            connection.request()?;
+            let body = connection.take(LEN);
+            tell.send(body.as_ref().map(|body| pattern::sha256(body)).ok())
+                .map_err(io::Error::other)?;
+            body?;
+            connection.respond("whole")?;
+        }
+    });
+    let gateway = with_plain_listener(Config::to(origin.address()));
+    let body = pattern::bytes(LEN);
+    let head = format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {LEN}\r\n\r\n");
+    for mut client in clients(&gateway) {
+        client.send(&head);
+        let (mut rest, mut size) = (&body[..], 1);
+        while !rest.is_empty() {
+            let (piece, more) = rest.split_at(size.min(rest.len()));
+            client.send(piece);
+            (rest, size) = (more, size * 5 % 200_003 + 1);
+            if size % 4 == 0 {
+                thread::sleep(Duration::from_millis(2));
+            }
+        }
+        assert_eq!(client.response().text(), "whole");
+        let hash = told.recv_timeout(tlsplice_tests::PATIENCE).expect("the upstream says");
+        assert_eq!(hash, Some(pattern::sha256(&body)));
+        client.send(&head);
+        client.send(&body[..LEN / 2]);
+        drop(client);
+        let hash = told.recv_timeout(tlsplice_tests::PATIENCE).expect("the upstream says");
+        assert_eq!(hash, None, "a part was taken for the whole");
+    }
+}
+
 /// A handshake of RFC 6455 §1.3 with its answer.
 const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n\
     Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -207,8 +348,7 @@ fn a_tunnel_in_bulk_keeps_every_byte_and_lets_keystrokes_through() {
         (lines.len() == 3).then_some(lines)
     });
     for line in lines {
-        let expected = if line["tls"] == "user" { "copy" } else { "splice" };
-        assert_eq!(line["path"], expected, "{line}");
+        expect_bulk_path(&line);
         assert_eq!(line["bytes_out"], BULK + KEYSTROKES, "{line}");
         assert_eq!((&line["bytes_in"], &line["outcome"]), (&KEYSTROKES.into(), &"complete".into()));
     }

@@ -53,7 +53,7 @@ use toml::de::DeTable;
 
 pub use model::{
     AccessLog, App, CertificateSummary, Config, EndpointAddr, FlushLatency, HeaderEdits, Host,
-    Limits, Listener, LogFormat, LogTarget, Offload, Route, Service, Telemetry, Upstream,
+    Limits, Listener, LogFormat, LogTarget, Offload, Route, Service, Splice, Telemetry, Upstream,
 };
 pub use report::{Problem, Report, Severity};
 pub use source::{Disk, FILE_BYTES_MAX, FileContents, FileSource};

@@ -78,6 +78,17 @@ pub struct Listener {
     pub service: Service,
     /// Whether the kernel takes TLS over; [`Offload::Never`] where there is none.
     pub offload: Offload,
+    /// Whether bulk data may move inside the kernel.
+    pub splice: Splice,
+}
+
+/// Whether payload may be moved by `splice(2)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Splice {
+    /// Bulk data is, where no record layer of this process is in its way.
+    Auto,
+    /// Everything is copied.
+    Never,
 }
 
 /// Who runs the record layer of TLS connections.

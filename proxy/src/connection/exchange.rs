@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::request::{Forward, answer_timeout, head_limits};
 use super::session::Session;
 use super::{After, Core, refuse};
-use crate::config::Route;
+use crate::config::{Route, Splice};
 use crate::error::Fault;
 use crate::generation::{Generation, Shared};
 use crate::limits::INTERIM_RESPONSES_MAX;
@@ -22,12 +22,16 @@ use crate::message::{Parsed, Version, fields};
 use crate::pool::{Lease, Network};
 use crate::relay::{self, BodyError, Ending, Gaps, Pace, RelayError, Side, Sink, Source};
 use crate::stream::{End, Fill, Reader, StreamError, Writer};
-use crate::telemetry::{DataPath, Kind, Outcome, Record};
+use crate::telemetry::{CopyReason, DataPath, Kind, Outcome, Record, TlsPath};
 use crate::timers::Activity;
 use crate::transport::Transport;
 
 /// How long an early response may take after the upstream stopped reading the request.
 const EARLY_RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Said when a connection ends for the sake of its key.
+const KEY_WORN: &str =
+    "a TLS key has protected as many records as it may and cannot be changed: the connection ends";
 
 /// Why an exchange did not complete.
 enum Failure {
@@ -134,16 +138,17 @@ async fn attempt<N: Network>(
         response_started: Cell::new(false),
         upstream_spoke: Cell::new(None),
         status: Cell::new(0),
-        close: Cell::new(!forward.keep_alive),
+        close: Cell::new(!forward.keep_alive || session.is_key_worn()),
     };
+    if forward.keep_alive && session.is_key_worn() {
+        tracing::info!(client = %record.client, "{KEY_WORN}");
+    }
     let (wire_before, read_before) = (lease.writer.wire_count(), session.reader.count());
-    let spliced_before = (lease.writer.spliced(), session.writer.spliced());
+    let before = Moved::until_now(core, session, &lease);
     let result = exchange(shared, route, session, forward, &mut lease, &progress).await;
     record.status = progress.status.get();
     record.bytes_in = session.reader.count() - read_before;
-    if (lease.writer.spliced(), session.writer.spliced()) != spliced_before {
-        record.path = DataPath::Splice;
-    }
+    before.tell(core, session, &lease, record);
     record.first_byte = progress.upstream_spoke.get().map(|at| at.duration_since(start));
     if progress.upstream_spoke.get().is_some() {
         lease.on_answer();
@@ -161,9 +166,9 @@ async fn attempt<N: Network>(
                 After::KeepAlive
             })
         }
-        Ok(Answer::Upgraded) => {
-            Attempt::Done(tunnel(session, &mut lease, route.tunnel_idle_timeout, record).await)
-        }
+        Ok(Answer::Upgraded) => Attempt::Done(
+            tunnel(core, session, &mut lease, route.tunnel_idle_timeout, record).await,
+        ),
         Err(failure) => {
             let nothing_came =
                 progress.upstream_spoke.get().is_none() && !progress.response_started.get();
@@ -178,6 +183,45 @@ async fn attempt<N: Network>(
                 Attempt::Failed(Box::new(lease), failure)
             }
         }
+    }
+}
+
+/// What was spliced so far, and how often there was no pipe for it.
+struct Moved {
+    spliced: u64,
+    refused: u64,
+}
+
+impl Moved {
+    fn until_now<N: Network>(
+        core: &Core<N>,
+        session: &Session<N::Io>,
+        lease: &Lease<N::Io>,
+    ) -> Self {
+        let spliced = lease.writer.spliced() + session.writer.spliced();
+        Self { spliced, refused: core.buffers.pipes().refused() }
+    }
+
+    /// Notes how payload has been moved since.
+    fn tell<N: Network>(
+        &self,
+        core: &Core<N>,
+        session: &Session<N::Io>,
+        lease: &Lease<N::Io>,
+        record: &mut Record,
+    ) {
+        let now = Self::until_now(core, session, lease);
+        (record.path, record.path_reason) = if now.spliced != self.spliced {
+            (DataPath::Splice, None)
+        } else if session.splice == Splice::Never {
+            (DataPath::Copy, Some(CopyReason::Configured))
+        } else if session.tls == TlsPath::User {
+            (DataPath::Copy, Some(CopyReason::UserTls))
+        } else if now.refused != self.refused {
+            (DataPath::Copy, Some(CopyReason::NoPipe))
+        } else {
+            (DataPath::Copy, Some(CopyReason::NotBulk))
+        };
     }
 }
 
@@ -448,16 +492,17 @@ fn request_failure(error: &RelayError, progress: &Progress) -> Failure {
 }
 
 /// Both directions without looking, until both have ended.
-async fn tunnel<T: Transport>(
-    session: &mut Session<T>,
-    lease: &mut Lease<T>,
+async fn tunnel<N: Network>(
+    core: &Core<N>,
+    session: &mut Session<N::Io>,
+    lease: &mut Lease<N::Io>,
     idle_timeout: Duration,
     record: &mut Record,
 ) -> After {
     record.kind = Kind::Tunnel;
     session.watch.set_activity(Activity::Tunnel);
     let (read_before, sent_before) = (session.reader.count(), session.writer.count());
-    let spliced_before = (lease.writer.spliced(), session.writer.spliced());
+    let before = Moved::until_now(core, session, lease);
     let watch = Rc::clone(&session.watch);
     let gaps = Gaps::new(watch.now());
     let result = relay::tunnel(
@@ -472,15 +517,17 @@ async fn tunnel<T: Transport>(
     watch.receive_at_leisure();
     record.bytes_in = session.reader.count() - read_before;
     record.bytes_out = session.writer.count() - sent_before;
-    if (lease.writer.spliced(), session.writer.spliced()) != spliced_before {
-        record.path = DataPath::Splice;
-    }
+    before.tell(core, session, lease, record);
     match result {
         Ok(ending) => {
             record.outcome = match ending {
                 Ending::Closed => Outcome::Complete,
                 Ending::Idle => Outcome::Idle,
                 Ending::Drained => Outcome::Drained,
+                Ending::KeyWorn => {
+                    tracing::info!(client = %record.client, "{KEY_WORN}");
+                    Outcome::KeyWorn
+                }
             };
             After::Close
         }

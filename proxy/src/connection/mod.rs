@@ -20,7 +20,7 @@ use jiff::Timestamp;
 
 use crate::addr::ClientAddr;
 use crate::buffers::Buffers;
-use crate::config::{App, Offload, Service};
+use crate::config::{App, Offload, Service, Splice};
 use crate::error::Fault;
 use crate::generation::Generation;
 use crate::ktls::RecordError;
@@ -63,6 +63,8 @@ pub struct Door {
     pub port: u16,
     /// Whether the kernel may take TLS over there.
     pub offload: Offload,
+    /// Whether bulk data may move inside the kernel.
+    pub splice: Splice,
 }
 
 /// What becomes of a connection after an exchange.
@@ -327,6 +329,7 @@ fn new_record<T: crate::transport::Transport>(client: ClientAddr, session: &Sess
         tls: session.tls,
         tls_reason: session.tls_reason,
         path: DataPath::Copy,
+        path_reason: None,
         agent: None,
         referer: None,
         unstable_risk: None,

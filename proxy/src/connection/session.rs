@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::{Core, Door};
 use crate::buffers::Class;
-use crate::config::{Offload, Service};
+use crate::config::{Offload, Service, Splice};
 use crate::handshake::{Handshake, HandshakeError, Progress};
 use crate::ktls;
 use crate::ktls::kernel::{self, HandoverError};
@@ -28,9 +28,25 @@ pub(super) struct Session<T: Transport> {
     pub tls_reason: Option<UserReason>,
     /// Measures the connection, when it is measured.
     pub gauge: Option<Rc<Gauge>>,
+    /// Whether bulk data may move inside the kernel.
+    pub splice: Splice,
 }
 
 impl<T: Transport> Session<T> {
+    fn new(
+        watch: Rc<Watched<T>>,
+        mut reader: Reader<T>,
+        mut writer: Writer<T>,
+        (tls, tls_reason): (TlsPath, Option<UserReason>),
+        splice: Splice,
+    ) -> Self {
+        if splice == Splice::Never {
+            reader.forbid_splicing();
+            writer.forbid_splicing();
+        }
+        Self { watch, reader, writer, tls, tls_reason, splice, gauge: None }
+    }
+
     /// Has the connection measured from now on.
     pub(super) fn measure(&mut self, gauge: Gauge) {
         let gauge = Rc::new(gauge);
@@ -43,6 +59,11 @@ impl<T: Transport> Session<T> {
         if let Some(gauge) = &self.gauge {
             gauge.swallowed(Direction::Up);
         }
+    }
+
+    /// Whether a TLS key has protected so many records that the connection should end at the next opportunity.
+    pub(super) fn is_key_worn(&self) -> bool {
+        self.reader.is_key_worn() || self.writer.is_key_worn()
     }
 }
 
@@ -80,14 +101,7 @@ pub(super) async fn establish<N: Network>(
     if door.service != Service::Https {
         let reader = Reader::plain(Rc::clone(&watch), io.clone(), buffers());
         let writer = Writer::plain(Rc::clone(&watch), io, buffers(), write_timeout);
-        return Ok(Session {
-            watch,
-            reader,
-            writer,
-            tls: TlsPath::None,
-            tls_reason: None,
-            gauge: None,
-        });
+        return Ok(Session::new(watch, reader, writer, (TlsPath::None, None), door.splice));
     }
     let tls = config.tls.clone().ok_or(SessionError::NoCertificate)?;
     // Decided before the first byte: for the kernel nothing may be read beyond the handshake.
@@ -136,14 +150,8 @@ pub(super) async fn establish<N: Network>(
                             let reader = Reader::kernel(watched(), io.clone(), buffers(), opener);
                             let writer =
                                 Writer::kernel(watched(), io, buffers(), write_timeout, sealer);
-                            return Ok(Session {
-                                watch,
-                                reader,
-                                writer,
-                                tls: TlsPath::Kernel,
-                                tls_reason: None,
-                                gauge: None,
-                            });
+                            let path = (TlsPath::Kernel, None);
+                            return Ok(Session::new(watch, reader, writer, path, door.splice));
                         }
                         Err(HandoverError::Refused(established, error)) => {
                             tracing::debug!("TLS stays in user space: {error}");
@@ -155,14 +163,8 @@ pub(super) async fn establish<N: Network>(
                 let (opener, sealer) = ktls::session(established)?;
                 let reader = Reader::tls(Rc::clone(&watch), io.clone(), buffers(), opener, input);
                 let writer = Writer::tls(Rc::clone(&watch), io, buffers(), write_timeout, sealer);
-                return Ok(Session {
-                    watch,
-                    reader,
-                    writer,
-                    tls: TlsPath::User,
-                    tls_reason: Some(reason),
-                    gauge: None,
-                });
+                let path = (TlsPath::User, Some(reason));
+                return Ok(Session::new(watch, reader, writer, path, door.splice));
             }
             Err(HandshakeError::PlainHttp) => {
                 let mut reply = Vec::new();
@@ -171,14 +173,8 @@ pub(super) async fn establish<N: Network>(
                 wire.push_all(&reply).await?;
                 wire.flush().await?;
                 let reader = Reader::plain(Rc::clone(&watch), io, buffers());
-                let mut session = Session {
-                    watch,
-                    reader,
-                    writer: wire,
-                    tls: TlsPath::None,
-                    tls_reason: None,
-                    gauge: None,
-                };
+                let mut session =
+                    Session::new(watch, reader, wire, (TlsPath::None, None), door.splice);
                 super::close(&mut session).await;
                 return Err(HandshakeError::PlainHttp.into());
             }

@@ -194,7 +194,8 @@ impl World {
             near.script(*direction, steps.iter().copied());
         }
         let address = ClientAddr::new(SocketAddr::from(([192, 0, 2, 1], 5000)));
-        let door = Door { service: Service::Http, port: 80, offload: Offload::Never };
+        let (offload, splice) = (Offload::Never, Splice::Auto);
+        let door = Door { service: Service::Http, port: 80, offload, splice };
         tokio::task::spawn_local(serve(Rc::clone(&self.core), near, address, door));
         Peer::new(far)
     }

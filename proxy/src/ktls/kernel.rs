@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use super::control::{self, Budget, Control};
 use super::probe::Support;
-use super::{RECORDS_PER_KEY, RecordError, Schedule, Version, content};
+use super::{RecordError, RecordLimit, Schedule, Version, content};
 use crate::handshake::Established;
 use crate::limits::RECORD_PLAINTEXT_MAX;
 use crate::transport::{KernelTls, TlsDirection};
@@ -58,18 +58,22 @@ pub fn handover(
         ProtocolVersion::TLSv1_3 => Version::Tls13,
         _ => Version::Tls12,
     };
+    let (received, sent) = (secrets.rx.0, secrets.tx.0);
     let receive = key(suite, secrets.rx).ok_or(HandoverError::Unsupported)?;
-    let sent = secrets.tx.0;
     let send = key(suite, secrets.tx).ok_or(HandoverError::Unsupported)?;
     socket.set_key(TlsDirection::Send, &send).map_err(HandoverError::Lost)?;
     socket.set_key(TlsDirection::Receive, &receive).map_err(HandoverError::Lost)?;
-    let schedule = Rc::new(RefCell::new(Schedule { keys: key_schedule, is_update_asked: false }));
+    let schedule = Rc::new(RefCell::new(Schedule::new(key_schedule)));
     let can_rekey = support.can_rekey() && version == Version::Tls13;
-    let keys = Keys { schedule, suite, can_rekey };
-    Ok((
-        KernelOpener { keys: keys.clone(), version, budget: Budget::default() },
-        KernelSealer { keys, records: sent },
-    ))
+    let keys = Keys { schedule, suite, can_rekey, limit: RecordLimit::KEY };
+    let opener = KernelOpener {
+        keys: keys.clone(),
+        version,
+        budget: Budget::default(),
+        records: received,
+        uncounted: 0,
+    };
+    Ok((opener, KernelSealer { keys, records: sent }))
 }
 
 /// Keys in the layout of the kernel.
@@ -86,6 +90,7 @@ struct Keys {
     schedule: Rc<RefCell<Schedule>>,
     suite: SupportedCipherSuite,
     can_rekey: bool,
+    limit: RecordLimit,
 }
 
 impl Keys {
@@ -119,12 +124,47 @@ pub struct KernelOpener {
     keys: Keys,
     version: Version,
     budget: Budget,
+    /// Records opened with this key when the kernel was last asked.
+    records: u64,
+    /// Bytes received since then: more than there can have been records with data.
+    uncounted: usize,
 }
 
 impl KernelOpener {
-    /// Says that data came.
-    pub fn on_data(&mut self) {
+    /// Bytes after which the kernel is asked how many records they were; far fewer than a key may protect records.
+    const UNCOUNTED_MAX: usize = 1 << 20;
+
+    /// Says that `count` bytes of data came.
+    ///
+    /// # Errors
+    /// [`RecordError::KeyExhausted`] when the key has protected more than it may.
+    pub fn on_data(&mut self, socket: &dyn KernelTls, count: usize) -> Result<(), RecordError> {
         self.budget.on_data();
+        self.uncounted += count;
+        if self.uncounted < Self::UNCOUNTED_MAX {
+            return Ok(());
+        }
+        // A kernel that does not tell: as if each byte had been a record.
+        let most = self.records + self.uncounted as u64;
+        self.records = socket.sequence(TlsDirection::Receive).unwrap_or(most);
+        self.uncounted = 0;
+        let limit = self.keys.limit;
+        if limit.is_exceeded(self.records) {
+            return Err(RecordError::KeyExhausted);
+        }
+        if limit.is_reached(self.records) && self.keys.can_rekey {
+            self.keys.schedule.borrow_mut().on_peer_key_worn();
+        }
+        Ok(())
+    }
+
+    /// Whether the peer's key has protected so many records that the connection should end at the next opportunity.
+    #[must_use]
+    pub fn is_key_worn(&self) -> bool {
+        match self.keys.can_rekey {
+            true => self.keys.limit.is_overdue(self.records),
+            false => self.keys.limit.is_reached(self.records),
+        }
     }
 
     /// Whether a failed receive says that a record which is not data stands first (`EIO`; for `splice(2)` `EINVAL`).
@@ -164,7 +204,7 @@ impl KernelOpener {
             }
         };
         if content_type == content::APPLICATION_DATA {
-            self.budget.on_data();
+            self.on_data(socket, count)?;
             return Ok(Taken::Data(count));
         }
         match control::read(self.version, content_type, &spill[..count])? {
@@ -177,7 +217,8 @@ impl KernelOpener {
                 }
                 let key = self.keys.next(TlsDirection::Receive)?;
                 socket.set_key(TlsDirection::Receive, &key)?;
-                self.keys.schedule.borrow_mut().is_update_asked |= is_asked;
+                (self.records, self.uncounted) = (0, 0);
+                self.keys.schedule.borrow_mut().on_key_update(is_asked);
             }
         }
         Ok(Taken::Handled)
@@ -208,21 +249,26 @@ impl KernelSealer {
         self.records += 1 + (count / RECORD_PLAINTEXT_MAX) as u64;
     }
 
-    /// The message that announces our next key, when it is time for that: because the peer asked, or because this one
-    /// has sealed enough.
+    /// Whether the key has sealed so many records that the connection should end at the next opportunity.
+    #[must_use]
+    pub fn is_key_worn(&self) -> bool {
+        !self.keys.can_rekey && self.keys.limit.is_reached(self.records)
+    }
+
+    /// The message that announces our next key, when it is time for that: because the peer asked, because it is to ask the
+    /// peer for the same, or because this one has sealed enough.
     ///
     /// # Errors
     /// [`RecordError::KeyExhausted`] where keys cannot be changed.
     pub fn due_key_update(&mut self) -> Result<Option<(u8, [u8; 5])>, RecordError> {
-        const KEY_UPDATE_NOT_REQUESTED: [u8; 5] = [24, 0, 0, 1, 0];
-        let is_asked = std::mem::take(&mut self.keys.schedule.borrow_mut().is_update_asked);
-        if !is_asked && self.records < RECORDS_PER_KEY {
-            return Ok(None);
-        }
+        let limit = self.keys.limit;
         if !self.keys.can_rekey {
-            return Err(RecordError::KeyExhausted);
+            let is_exceeded = limit.is_exceeded(self.records);
+            return if is_exceeded { Err(RecordError::KeyExhausted) } else { Ok(None) };
         }
-        Ok(Some((content::HANDSHAKE, KEY_UPDATE_NOT_REQUESTED)))
+        let is_worn = limit.is_reached(self.records);
+        let announcement = self.keys.schedule.borrow_mut().take_announcement(is_worn);
+        Ok(announcement.message().map(|message| (content::HANDSHAKE, message)))
     }
 
     /// Changes the key, after the message of [`KernelSealer::due_key_update`] was sent with the old one.
@@ -258,6 +304,7 @@ mod tests {
         records: RefCell<VecDeque<(u8, Vec<u8>)>>,
         /// What a receive without a record says.
         empty: i32,
+        sequence: std::cell::Cell<u64>,
     }
 
     impl Fake {
@@ -295,6 +342,10 @@ mod tests {
             let count = message.len().min(into.len());
             into[..count].copy_from_slice(&message[..count]);
             Ok((kind, count))
+        }
+
+        fn sequence(&self, _: TlsDirection) -> io::Result<u64> {
+            self.verdict().map(|()| self.sequence.get())
         }
 
         fn send_record(&self, _: u8, _: &[u8]) -> io::Result<()> {
@@ -404,14 +455,42 @@ mod tests {
         sealer.change_key(&fake).expect("nothing refuses");
         assert_eq!(fake.keys.take(), [TlsDirection::Send]);
         assert_eq!(sealer.due_key_update(), Ok(None));
-        sealer.records = RECORDS_PER_KEY - 2;
+        sealer.records = (1 << 23) - 2;
         sealer.on_sent(2 * RECORD_PLAINTEXT_MAX);
         assert!(matches!(sealer.due_key_update(), Ok(Some(_))));
 
         for (suite, can_rekey) in [(TLS12, true), (TLS13, false)] {
             let (_opener, mut sealer) = halves(suite, can_rekey);
-            sealer.records = RECORDS_PER_KEY;
+            sealer.records = 1 << 23;
+            assert!(sealer.is_key_worn());
+            assert_eq!(sealer.due_key_update(), Ok(None), "there is time for a clean end");
+            sealer.records = 3 << 22;
             assert_eq!(sealer.due_key_update(), Err(RecordError::KeyExhausted), "{suite:?}");
         }
+    }
+
+    #[test]
+    fn the_peer_is_asked_for_another_key_in_time_or_the_connection_ends() {
+        const MIB: usize = 1 << 20;
+        let (mut opener, mut sealer) = halves(TLS13, true);
+        let fake = Fake::default();
+        fake.sequence.set(1 << 23);
+        assert_eq!(opener.on_data(&fake, MIB - 1), Ok(()));
+        assert_eq!(sealer.due_key_update(), Ok(None), "not counted yet");
+        assert_eq!(opener.on_data(&fake, 1), Ok(()));
+        assert_eq!(sealer.due_key_update(), Ok(Some((22, [24, 0, 0, 1, 1]))));
+        assert_eq!(sealer.due_key_update(), Ok(None), "once is enough");
+        assert!(!opener.is_key_worn());
+        fake.sequence.set(5 << 21);
+        assert_eq!(opener.on_data(&fake, MIB), Ok(()));
+        assert!(opener.is_key_worn(), "the peer does not answer");
+        fake.sequence.set(3 << 22);
+        assert_eq!(opener.on_data(&fake, MIB), Err(RecordError::KeyExhausted));
+
+        let (mut opener, mut sealer) = halves(TLS12, false);
+        fake.sequence.set(1 << 23);
+        assert_eq!(opener.on_data(&fake, MIB), Ok(()));
+        assert!(opener.is_key_worn());
+        assert_eq!(sealer.due_key_update(), Ok(None), "there is nothing to ask for");
     }
 }

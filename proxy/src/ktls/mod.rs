@@ -9,6 +9,7 @@ mod cipher;
 mod control;
 /// The keys go into the kernel.
 pub mod kernel;
+mod limit;
 mod opener;
 /// What this kernel can do.
 pub mod probe;
@@ -27,6 +28,7 @@ pub use sealer::Sealer;
 
 use crate::handshake::{Established, HandshakeError};
 use cipher::Cipher;
+use limit::RecordLimit;
 
 /// What is wrong with a record, or with what we were about to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -61,7 +63,7 @@ pub enum RecordError {
     /// The peer changes its key, and this kernel cannot follow: nothing more can be read, but everything can be sent.
     #[error("the client updates its TLS key, which this kernel cannot follow")]
     KeyUpdateUnsupported,
-    /// TLS 1.2 cannot change keys, nor can some kernels, and this one has sealed as much as it may.
+    /// TLS 1.2 cannot change keys, nor can some kernels, and this one has protected as many records as it may.
     #[error("the TLS key is used up")]
     KeyExhausted,
 }
@@ -99,18 +101,78 @@ pub(crate) mod alert {
     pub(super) const INTERNAL_ERROR: u8 = 80;
 }
 
-/// Records sealed with one key before it is changed. AES-GCM allows 2^24.5 (RFC 8446 §5.5); half of 2^24 leaves room
-/// for everything that is staged when the limit is noticed.
-const RECORDS_PER_KEY: u64 = 1 << 23;
-
 /// What opener and sealer share: both run on one thread.
 struct Schedule {
     keys: KernelConnection<ServerConnectionData>,
     /// The peer asked us to update our key (RFC 8446 §4.6.3).
     is_update_asked: bool,
+    peer: PeerKey,
+}
+
+/// What we want of the peer's key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PeerKey {
+    /// Nothing.
+    Good,
+    /// It has protected enough: with our next key we ask for another one.
+    Worn,
+    /// We have asked.
+    Asked,
+}
+
+/// What our next key is announced with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Announcement {
+    /// Nothing is to be announced.
+    None,
+    /// A key update that asks for nothing.
+    Update,
+    /// One that asks the peer for its own.
+    UpdateAndAsk,
+}
+
+impl Announcement {
+    /// The handshake message (RFC 8446 §4.6.3).
+    fn message(self) -> Option<[u8; 5]> {
+        match self {
+            Self::None => None,
+            Self::Update => Some([24, 0, 0, 1, 0]),
+            Self::UpdateAndAsk => Some([24, 0, 0, 1, 1]),
+        }
+    }
 }
 
 impl Schedule {
+    fn new(keys: KernelConnection<ServerConnectionData>) -> Self {
+        Self { keys, is_update_asked: false, peer: PeerKey::Good }
+    }
+
+    /// The peer's key has protected enough.
+    fn on_peer_key_worn(&mut self) {
+        if self.peer == PeerKey::Good {
+            self.peer = PeerKey::Worn;
+        }
+    }
+
+    /// The peer changes its key, and may want us to do so too.
+    fn on_key_update(&mut self, is_asked: bool) {
+        self.is_update_asked |= is_asked;
+        self.peer = PeerKey::Good;
+    }
+
+    /// What is to be announced now; `is_worn` says that our own key has sealed enough.
+    fn take_announcement(&mut self, is_worn: bool) -> Announcement {
+        let is_asked = std::mem::take(&mut self.is_update_asked);
+        match self.peer {
+            PeerKey::Worn => {
+                self.peer = PeerKey::Asked;
+                Announcement::UpdateAndAsk
+            }
+            PeerKey::Good | PeerKey::Asked if is_asked || is_worn => Announcement::Update,
+            PeerKey::Good | PeerKey::Asked => Announcement::None,
+        }
+    }
+
     fn next_receive(&mut self) -> Result<Cipher, RecordError> {
         let (_, secrets) = self.keys.update_rx_secret().map_err(|_| RecordError::KeySchedule)?;
         Cipher::new(Version::Tls13, secrets).ok_or(RecordError::KeySchedule)
@@ -141,12 +203,12 @@ pub(crate) mod content {
 /// # Errors
 /// When the negotiated suite is none of AES-128-GCM, AES-256-GCM and ChaCha20-Poly1305.
 pub fn session(established: Established) -> Result<(Opener, Sealer), HandshakeError> {
-    halves(established, RECORDS_PER_KEY)
+    halves(established, RecordLimit::KEY)
 }
 
 fn halves(
     established: Established,
-    records_per_key: u64,
+    limit: RecordLimit,
 ) -> Result<(Opener, Sealer), HandshakeError> {
     let Established { secrets, key_schedule, aligned: _ } = established;
     let version = match key_schedule.protocol_version() {
@@ -156,9 +218,9 @@ fn halves(
     let unsupported = || HandshakeError::Tls(rustls::Error::General("unsupported cipher".into()));
     let cipher =
         |secrets: ConnectionTrafficSecrets| Cipher::new(version, secrets).ok_or_else(unsupported);
-    let schedule = Rc::new(RefCell::new(Schedule { keys: key_schedule, is_update_asked: false }));
-    let opener = Opener::new(cipher(secrets.rx.1)?, secrets.rx.0, Rc::clone(&schedule));
-    let sealer = Sealer::new(cipher(secrets.tx.1)?, secrets.tx.0, schedule, records_per_key);
+    let schedule = Rc::new(RefCell::new(Schedule::new(key_schedule)));
+    let opener = Opener::new(cipher(secrets.rx.1)?, secrets.rx.0, Rc::clone(&schedule), limit);
+    let sealer = Sealer::new(cipher(secrets.tx.1)?, secrets.tx.0, schedule, limit);
     Ok((opener, sealer))
 }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::cipher::{Cipher, TAG_BYTES};
 use super::control::{self, Budget, Control};
-use super::{RecordError, Schedule, Version, content};
+use super::{RecordError, RecordLimit, Schedule, Version, content};
 use crate::limits::{RECORD_HEADER_BYTES, RECORD_PLAINTEXT_MAX};
 
 /// What stood at the front of the bytes.
@@ -36,11 +36,26 @@ pub struct Opener {
     sequence: u64,
     pub(super) schedule: Rc<RefCell<Schedule>>,
     budget: Budget,
+    limit: RecordLimit,
 }
 
 impl Opener {
-    pub(super) fn new(cipher: Cipher, sequence: u64, schedule: Rc<RefCell<Schedule>>) -> Self {
-        Self { cipher, sequence, schedule, budget: Budget::default() }
+    pub(super) fn new(
+        cipher: Cipher,
+        sequence: u64,
+        schedule: Rc<RefCell<Schedule>>,
+        limit: RecordLimit,
+    ) -> Self {
+        Self { cipher, sequence, schedule, budget: Budget::default(), limit }
+    }
+
+    /// Whether the peer's key has protected so many records that the connection should end at the next opportunity.
+    #[must_use]
+    pub fn is_key_worn(&self) -> bool {
+        match self.cipher.version {
+            Version::Tls12 => self.limit.is_reached(self.sequence),
+            Version::Tls13 => self.limit.is_overdue(self.sequence),
+        }
     }
 
     /// How many bytes complete the record that `bytes` begin, or its header; 0 when it is complete.
@@ -60,9 +75,15 @@ impl Opener {
         let Some(record_len) = record_len(bytes) else { return Ok(Opened::Partial) };
         self.check_header(bytes[0], [bytes[1], bytes[2]], record_len)?;
         let Some(record) = bytes.get_mut(..record_len) else { return Ok(Opened::Partial) };
+        if self.limit.is_exceeded(self.sequence) {
+            return Err(RecordError::KeyExhausted);
+        }
         let outer_type = record[0];
         let payload = self.cipher.open(record, self.sequence).ok_or(RecordError::Authentication)?;
         self.sequence += 1;
+        if self.limit.is_reached(self.sequence) {
+            self.schedule.borrow_mut().on_peer_key_worn();
+        }
         let (content_type, payload) = match self.cipher.version {
             Version::Tls12 => (outer_type, payload),
             Version::Tls13 => inner_type(record, payload)?,
@@ -86,7 +107,7 @@ impl Opener {
                 let mut schedule = self.schedule.borrow_mut();
                 self.cipher = schedule.next_receive()?;
                 self.sequence = 0;
-                schedule.is_update_asked |= is_asked;
+                schedule.on_key_update(is_asked);
             }
         }
         Ok(Opened::Handled { record_len })

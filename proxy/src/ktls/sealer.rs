@@ -4,14 +4,14 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::cipher::Cipher;
-use super::{RecordError, Schedule, Version, alert, content};
+use super::{RecordError, RecordLimit, Schedule, Version, alert, content};
 
 /// Seals records.
 pub struct Sealer {
     cipher: Cipher,
     sequence: u64,
     schedule: Rc<RefCell<Schedule>>,
-    records_per_key: u64,
+    limit: RecordLimit,
 }
 
 impl Sealer {
@@ -19,9 +19,9 @@ impl Sealer {
         cipher: Cipher,
         sequence: u64,
         schedule: Rc<RefCell<Schedule>>,
-        records_per_key: u64,
+        limit: RecordLimit,
     ) -> Self {
-        Self { cipher, sequence, schedule, records_per_key }
+        Self { cipher, sequence, schedule, limit }
     }
 
     /// Bytes that a slot holds before its plaintext.
@@ -60,25 +60,30 @@ impl Sealer {
         self.append(content::ALERT, &[alert::FATAL, description], wire)
     }
 
-    /// Changes the key when it is due: because the peer asked, or because the key has sealed enough. Appends what the
-    /// peer must be told to `wire`.
+    /// Whether the key has sealed so many records that the connection should end at the next opportunity.
+    #[must_use]
+    pub fn is_key_worn(&self) -> bool {
+        self.cipher.version == Version::Tls12 && self.limit.is_reached(self.sequence)
+    }
+
+    /// Changes the key when it is due: because the peer asked, because it is to ask the peer for the same, or because the
+    /// key has sealed enough. Appends what the peer must be told to `wire`.
     ///
     /// # Errors
     /// [`RecordError::KeyExhausted`] in TLS 1.2, which cannot change keys.
     pub fn take_key_update(&mut self, wire: &mut Vec<u8>) -> Result<(), RecordError> {
-        const KEY_UPDATE_NOT_REQUESTED: [u8; 5] = [24, 0, 0, 1, 0];
-        let is_asked = std::mem::take(&mut self.schedule.borrow_mut().is_update_asked);
-        let is_exhausted = self.sequence >= self.records_per_key;
-        match self.cipher.version {
-            Version::Tls13 if is_asked || is_exhausted => {
-                self.append(content::HANDSHAKE, &KEY_UPDATE_NOT_REQUESTED, wire)?;
-                self.cipher = self.schedule.borrow_mut().next_send()?;
-                self.sequence = 0;
-                Ok(())
-            }
-            Version::Tls12 if is_exhausted => Err(RecordError::KeyExhausted),
-            Version::Tls12 | Version::Tls13 => Ok(()),
+        if self.cipher.version == Version::Tls12 {
+            let is_exceeded = self.limit.is_exceeded(self.sequence);
+            return if is_exceeded { Err(RecordError::KeyExhausted) } else { Ok(()) };
         }
+        let is_worn = self.limit.is_reached(self.sequence);
+        let announcement = self.schedule.borrow_mut().take_announcement(is_worn);
+        if let Some(message) = announcement.message() {
+            self.append(content::HANDSHAKE, &message, wire)?;
+            self.cipher = self.schedule.borrow_mut().next_send()?;
+            self.sequence = 0;
+        }
+        Ok(())
     }
 
     /// Appends one record of any type to `wire`.

@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 use rustls::{CipherSuite, ClientConnection};
+use std::io::Write as _;
 
 use super::testing::against_any_client;
 use super::*;
@@ -16,13 +17,13 @@ struct Pair {
 }
 
 fn pair(suite: CipherSuite) -> Pair {
-    pair_with_limit(suite, RECORDS_PER_KEY)
+    pair_with_limit(suite, RecordLimit::KEY)
 }
 
-fn pair_with_limit(suite: CipherSuite, records_per_key: u64) -> Pair {
+fn pair_with_limit(suite: CipherSuite, limit: RecordLimit) -> Pair {
     let mut client = client(&client_config(Some(suite), &[]));
     let done = run(&mut client, server(&[]), |_| usize::MAX, b"x").expect("a handshake");
-    let (mut opener, sealer) = halves(done.established, records_per_key).expect("a known suite");
+    let (mut opener, sealer) = halves(done.established, limit).expect("a known suite");
     let mut first = done.leftover.filled().to_vec();
     assert!(matches!(opener.open(&mut first), Ok(Opened::Data { .. })));
     Pair { client, opener, sealer }
@@ -162,7 +163,7 @@ fn a_storm_of_key_updates_is_ended() {
 fn a_key_that_is_used_up_is_changed_or_ends_the_connection() {
     for suite in TLS13 {
         // The first records are tickets.
-        let mut pair = pair_with_limit(suite, 3);
+        let mut pair = pair_with_limit(suite, RecordLimit::of(3));
         let mut updates = 0;
         for _ in 0..10 {
             let mut wire = Vec::new();
@@ -173,11 +174,45 @@ fn a_key_that_is_used_up_is_changed_or_ends_the_connection() {
         }
         assert!(updates >= 2, "{updates}");
     }
-    let mut pair = pair_with_limit(TLS12, 3);
-    while pair.sealer.take_key_update(&mut Vec::new()).is_ok() {
+    let mut pair = pair_with_limit(TLS12, RecordLimit::of(30));
+    let mut worn_at = None;
+    for sealed in 0.. {
+        if pair.sealer.is_key_worn() {
+            worn_at.get_or_insert(sealed);
+        }
+        if pair.sealer.take_key_update(&mut Vec::new()).is_err() {
+            assert!(worn_at.is_some_and(|at| at < sealed), "a clean end was possible before");
+            break;
+        }
         seal(&mut pair.sealer, b"x");
     }
     assert_eq!(pair.sealer.take_key_update(&mut Vec::new()), Err(RecordError::KeyExhausted));
+}
+
+#[test]
+fn a_peer_whose_key_is_used_up_is_asked_for_another_or_is_cut_off() {
+    for suite in TLS13 {
+        let mut pair = pair_with_limit(suite, RecordLimit::of(20));
+        for round in 0..100 {
+            pair.client.writer().write_all(b"on and on").expect("memory takes it");
+            let mut wire = sent_by(&mut pair.client);
+            open_all(&mut pair.opener, &wire, 4096).expect("the peer follows");
+            assert!(!pair.opener.is_key_worn(), "round {round}");
+            wire.clear();
+            pair.sealer.take_key_update(&mut wire).expect("TLS 1.3 can");
+            received_by(&mut pair.client, &wire).expect("authentic");
+        }
+    }
+    let mut pair = pair_with_limit(TLS12, RecordLimit::of(20));
+    let mut outcomes = Vec::new();
+    for _ in 0..40 {
+        pair.client.writer().write_all(b"x").expect("memory takes it");
+        let wire = sent_by(&mut pair.client);
+        let outcome = open_all(&mut pair.opener, &wire, 4096);
+        outcomes.push(outcome.map(|_| pair.opener.is_key_worn()));
+    }
+    assert!(outcomes.contains(&Ok(false)) && outcomes.contains(&Ok(true)));
+    assert_eq!(outcomes.last(), Some(&Err(RecordError::KeyExhausted)));
 }
 
 #[test]

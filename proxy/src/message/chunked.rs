@@ -7,7 +7,7 @@ use super::fields::is_token_byte;
 /// Bytes of chunk extensions and trailers in one body before it is refused.
 pub const OVERHEAD_BYTES_MAX: u32 = 16 * 1024;
 
-/// Longest chunk-size line that [`write_chunk_head`] writes: 16 digits and CRLF.
+/// Longest chunk-size line that [`chunk_head`] makes: 16 digits and CRLF.
 pub const CHUNK_HEAD_BYTES_MAX: usize = 18;
 
 /// What follows each chunk.
@@ -86,6 +86,15 @@ impl Decoder {
         match self.state {
             State::Data { left } => left,
             _ => 0,
+        }
+    }
+
+    /// Says that `count` bytes of data of the current chunk, at most [`Decoder::chunk_left`], went by unseen.
+    pub fn skip(&mut self, count: u64) {
+        if let State::Data { left } = self.state {
+            debug_assert!(count <= left, "data beyond its chunk");
+            let left = left.saturating_sub(count);
+            self.state = if left == 0 { State::DataCr } else { State::Data { left } };
         }
     }
 
@@ -171,12 +180,13 @@ fn text(byte: u8, error: ChunkError) -> Result<(), ChunkError> {
 
 /// The line before a chunk of `len` bytes. `len` must not be 0: that would be the last chunk.
 #[must_use]
-pub fn chunk_head(len: usize) -> ChunkHead {
+pub fn chunk_head(len: u64) -> ChunkHead {
     debug_assert!(len > 0, "an empty chunk ends the body");
     let mut bytes = [0; CHUNK_HEAD_BYTES_MAX];
-    let digits = (usize::BITS - len.leading_zeros()).div_ceil(4).max(1) as usize;
+    let digits = (u64::BITS - len.leading_zeros()).div_ceil(4).max(1) as usize;
     for (index, byte) in bytes[..digits].iter_mut().enumerate() {
-        *byte = b"0123456789abcdef"[(len >> (4 * (digits - 1 - index))) & 0xf];
+        let digit = (len >> (4 * (digits - 1 - index))) & 0xf;
+        *byte = char::from_digit(digit as u32, 16).map_or(b'0', |digit| digit as u8);
     }
     bytes[digits..digits + 2].copy_from_slice(CHUNK_TAIL);
     ChunkHead { bytes, len: digits + 2 }
@@ -268,7 +278,7 @@ mod tests {
         ) {
             let mut body = Vec::new();
             for chunk in &chunks {
-                body.extend_from_slice(chunk_head(chunk.len()).as_bytes());
+                body.extend_from_slice(chunk_head(chunk.len() as u64).as_bytes());
                 body.extend_from_slice(chunk);
                 body.extend_from_slice(CHUNK_TAIL);
             }

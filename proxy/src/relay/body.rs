@@ -9,7 +9,7 @@ use super::{RelayError, Side};
 use crate::limits::{BODY_RATE_GRACE, SPLICE_BYTES_MIN};
 use crate::message::chunked::{self, ChunkError, Decoder};
 use crate::message::framing::Framing;
-use crate::stream::{End, Fill, Reader, Writer};
+use crate::stream::{End, Fill, Reader, StreamError, Writer};
 use crate::transport::Transport;
 
 /// What is wrong with a body.
@@ -57,6 +57,25 @@ impl Source {
             Framing::Length(length) => Self::Length(length),
             Framing::Chunked => Self::Chunked(Decoder::default()),
             Framing::UntilClose => Self::UntilClose,
+        }
+    }
+
+    /// Bytes of data that certainly come next, one behind the other, without framing between them.
+    #[must_use]
+    pub fn spliceable(&self) -> u64 {
+        match self {
+            Self::Length(left) => *left,
+            Self::Chunked(decoder) => decoder.chunk_left(),
+            Self::UntilClose => 0,
+        }
+    }
+
+    /// Says that `count` of [`Source::spliceable`] went by unseen.
+    pub fn skip(&mut self, count: u64) {
+        match self {
+            Self::Length(left) => *left = left.saturating_sub(count),
+            Self::Chunked(decoder) => decoder.skip(count),
+            Self::UntilClose => {}
         }
     }
 
@@ -155,69 +174,173 @@ pub async fn pump<T: Transport, U: Transport>(
     pace: Pace,
     bytes_max: Option<u64>,
 ) -> Result<u64, RelayError> {
-    let to_error = |error| RelayError::Stream(Side::To, error);
     let mut moved = 0;
-    let mut is_spliceable = true;
+    let mut outlet = Outlet { sink, owed: 0 };
+    let (mut engine, mut is_bulk) = (Engine::new(from, to), false);
     let mut pacer = Pacer { pace, base: from.count(), received: 0, waited: Duration::ZERO };
     loop {
         let step = source.take(from.filled_mut()).map_err(BodyError::from)?;
         moved += step.data_len as u64;
-        if let Some(max) = bytes_max.filter(|&max| moved > max) {
-            return Err(BodyError::TooLarge(max).into());
-        }
-        if step.data_len > 0 {
-            let data = &from.filled()[..step.data_len];
-            match sink {
-                Sink::Raw => to.push_all(data).await.map_err(to_error)?,
-                Sink::Chunked => {
-                    let head = chunked::chunk_head(data.len());
-                    to.push_all(head.as_bytes()).await.map_err(to_error)?;
-                    to.push_all(data).await.map_err(to_error)?;
-                    to.push_all(chunked::CHUNK_TAIL).await.map_err(to_error)?;
-                }
-            }
-        }
+        within(moved, bytes_max)?;
+        outlet.put(to, &from.filled()[..step.data_len]).await?;
         from.consume(step.consumed);
         if step.ended {
-            if sink == Sink::Chunked {
-                to.push_all(chunked::LAST_CHUNK).await.map_err(to_error)?;
-            }
-            to.flush().await.map_err(to_error)?;
+            outlet.end(to).await?;
             from.watch().receive_at_leisure();
             return Ok(moved);
         }
         to.flush().await.map_err(to_error)?;
-        if let Source::Length(left) = &mut source
-            && *left >= SPLICE_BYTES_MIN
-            && is_spliceable
-            && sink == Sink::Raw
-        {
-            let count = splice(from, to, *left, Some(&mut pacer)).await?;
-            is_spliceable = count == *left;
-            *left -= count;
+        let left = source.spliceable();
+        let was_bulk = std::mem::replace(&mut is_bulk, left >= SPLICE_BYTES_MIN);
+        if is_bulk && engine.is_splice() {
+            within(moved.saturating_add(left), bytes_max)?;
+            outlet.announce(to, left).await?;
+            to.flush().await.map_err(to_error)?;
+            let count = splice(from, to, left, Some(&mut pacer)).await?;
+            engine.on_spliced(count);
+            let count = count.unwrap_or(0);
+            source.skip(count);
+            outlet.skip(to, count).await?;
             moved += count;
-            if count > 0 {
+            if count == left {
                 continue;
             }
         }
-        if let Fill::End(_) = read(from, &mut pacer).await? {
+        // Behind a chunk that was spliced its framing follows, and perhaps another one.
+        let leaves_rest = engine.is_splice() && (is_bulk || was_bulk && left == 0);
+        let fill = read(from, &mut pacer, leaves_rest).await?;
+        if let Fill::End(_) = fill {
             if !matches!(source, Source::UntilClose) {
                 return Err(BodyError::Truncated.into());
             }
-            if sink == Sink::Chunked {
-                to.push_all(chunked::LAST_CHUNK).await.map_err(to_error)?;
-            }
-            to.flush().await.map_err(to_error)?;
+            outlet.end(to).await?;
             return Ok(moved);
         }
     }
 }
 
-/// Waits for more input, or its clean end.
-async fn read<T: Transport>(from: &mut Reader<T>, pacer: &mut Pacer) -> Result<Fill, RelayError> {
+/// How the next part of a body is moved.
+#[derive(Clone, Copy, Debug)]
+enum Engine {
+    /// By splicing, where enough is left.
+    Splice {
+        /// Attempts in a row that moved nothing, though something had just been there.
+        vain: u8,
+    },
+    /// Through buffers: splicing does not work here.
+    Copy,
+}
+
+impl Engine {
+    /// A source may have nothing more at the moment, or a record that is no data; one that never has is no source.
+    const VAIN_MAX: u8 = 8;
+
+    fn is_splice(self) -> bool {
+        matches!(self, Self::Splice { .. })
+    }
+
+    /// What the two sockets allow.
+    fn new<T: Transport, U: Transport>(from: &Reader<T>, to: &Writer<U>) -> Self {
+        if from.may_splice() && to.may_splice() { Self::Splice { vain: 0 } } else { Self::Copy }
+    }
+
+    /// The result of an attempt; None when there was no pipe.
+    fn on_spliced(&mut self, count: Option<u64>) {
+        *self = match (*self, count) {
+            (Self::Splice { .. }, Some(1..)) => Self::Splice { vain: 0 },
+            (Self::Splice { vain }, Some(0)) if vain < Self::VAIN_MAX => {
+                Self::Splice { vain: vain + 1 }
+            }
+            (Self::Splice { .. } | Self::Copy, _) => Self::Copy,
+        };
+    }
+}
+
+/// What goes out, framed.
+struct Outlet {
+    sink: Sink,
+    /// Bytes that the chunk announced last still lacks.
+    owed: u64,
+}
+
+impl Outlet {
+    /// Stages data, which fills up the chunk announced and then becomes one of its own.
+    async fn put<U: Transport>(
+        &mut self,
+        to: &mut Writer<U>,
+        data: &[u8],
+    ) -> Result<(), RelayError> {
+        if self.sink == Sink::Raw {
+            return to.push_all(data).await.map_err(to_error);
+        }
+        let due = usize::try_from(self.owed).map_or(data.len(), |owed| owed.min(data.len()));
+        let (due, data) = data.split_at(due);
+        to.push_all(due).await.map_err(to_error)?;
+        self.skip(to, due.len() as u64).await?;
+        if !data.is_empty() {
+            self.announce(to, data.len() as u64).await?;
+            to.push_all(data).await.map_err(to_error)?;
+            self.skip(to, data.len() as u64).await?;
+        }
+        Ok(())
+    }
+
+    /// Says that `count` bytes follow, which are about to be moved without being seen here.
+    async fn announce<U: Transport>(
+        &mut self,
+        to: &mut Writer<U>,
+        count: u64,
+    ) -> Result<(), RelayError> {
+        if self.sink == Sink::Chunked && self.owed == 0 {
+            let head = chunked::chunk_head(count);
+            to.push_all(head.as_bytes()).await.map_err(to_error)?;
+            self.owed = count;
+        }
+        Ok(())
+    }
+
+    /// Says that so many of the bytes announced are on their way.
+    async fn skip<U: Transport>(
+        &mut self,
+        to: &mut Writer<U>,
+        count: u64,
+    ) -> Result<(), RelayError> {
+        if self.sink == Sink::Chunked && count > 0 {
+            self.owed -= count;
+            if self.owed == 0 {
+                to.push_all(chunked::CHUNK_TAIL).await.map_err(to_error)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the end of the body.
+    async fn end<U: Transport>(&self, to: &mut Writer<U>) -> Result<(), RelayError> {
+        if self.sink == Sink::Chunked {
+            to.push_all(chunked::LAST_CHUNK).await.map_err(to_error)?;
+        }
+        to.flush().await.map_err(to_error)
+    }
+}
+
+fn to_error(error: StreamError) -> RelayError {
+    RelayError::Stream(Side::To, error)
+}
+
+fn within(moved: u64, bytes_max: Option<u64>) -> Result<(), BodyError> {
+    bytes_max.filter(|&max| moved > max).map_or(Ok(()), |max| Err(BodyError::TooLarge(max)))
+}
+
+/// Waits for more input, or its clean end. Where the rest is to be spliced only its beginning is taken.
+async fn read<T: Transport>(
+    from: &mut Reader<T>,
+    pacer: &mut Pacer,
+    leaves_rest: bool,
+) -> Result<Fill, RelayError> {
     let start = from.watch().now();
     from.watch().receive_within(pacer.allowance());
-    let fill = from.fill().await.map_err(|error| RelayError::Stream(Side::From, error))?;
+    let fill = if leaves_rest { from.fill_beginning().await } else { from.fill().await };
+    let fill = fill.map_err(|error| RelayError::Stream(Side::From, error))?;
     pacer.on_read(from.watch().now().since(start), from.count() + from.filled().len() as u64);
     match fill {
         Fill::Data => Ok(fill),

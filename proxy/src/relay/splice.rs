@@ -10,17 +10,20 @@ use crate::pipes::Pipe;
 use crate::stream::{Reader, StreamError, Writer};
 use crate::transport::Transport;
 
-/// Moves up to `left` bytes and returns how many. Fewer than that say that the rest cannot be moved like this, and are no
-/// error; nothing has been lost then. Without a pacer it waits for the sink only, and ends when the source has no more.
+/// Moves up to `left` bytes and returns how many; None when there is no pipe. Fewer bytes than that say that the rest cannot
+/// be moved like this (now), and are no error; nothing has been lost then. Without a pacer, and where a wait for the source says nothing, it waits for the
+/// sink only, and ends when the source has no more.
 pub(super) async fn splice<T: Transport, U: Transport>(
     from: &mut Reader<T>,
     to: &mut Writer<U>,
     left: u64,
     mut pacer: Option<&mut Pacer>,
-) -> Result<u64, RelayError> {
-    let (Some(source), Some(sink)) = (from.splice_source(), to.splice_sink()) else { return Ok(0) };
-    let (Some(source), Some(sink)) = (source.splicer(), sink.splicer()) else { return Ok(0) };
-    let Some(mut pipe) = Borrowed::take(from.buffers()) else { return Ok(0) };
+) -> Result<Option<u64>, RelayError> {
+    let (Some(source), Some(sink)) = (from.splice_source(), to.splice_sink()) else {
+        return Ok(Some(0));
+    };
+    let Some(sink) = sink.splicer() else { return Ok(None) };
+    let Some(mut pipe) = Borrowed::take(from.buffers()) else { return Ok(None) };
     let mut flow = Flow::new(left, pipe.capacity());
     let from_error = |error| RelayError::Stream(Side::From, error);
     let to_error = |error| RelayError::Stream(Side::To, error);
@@ -29,7 +32,7 @@ pub(super) async fn splice<T: Transport, U: Transport>(
             Next::Fill(count) => {
                 let result = source.fill(pipe.get(), count);
                 if let Ok(count) = result {
-                    from.on_spliced(count);
+                    from.on_spliced(count).map_err(from_error)?;
                 }
                 flow.on_filled(result)
             }
@@ -42,7 +45,9 @@ pub(super) async fn splice<T: Transport, U: Transport>(
                 flow.on_drained(result)
             }
             Next::AwaitSource => {
-                let Some(pacer) = &mut pacer else { return Ok(left - flow.left()) };
+                let Some(pacer) = pacer.as_deref_mut().filter(|_| source.tells_readiness()) else {
+                    return Ok(Some(left - flow.left()));
+                };
                 let start = from.watch().now();
                 from.watch().receive_within(pacer.allowance());
                 from.readable().await.map_err(from_error)?;
@@ -63,23 +68,25 @@ pub(super) async fn splice<T: Transport, U: Transport>(
             }
             Next::Done => {
                 pipe.is_drained = true;
-                return Ok(left);
+                return Ok(Some(left));
             }
         };
         pipe.is_drained = flow.is_drained();
         match outcome {
             Ok(()) => {}
-            Err(Stop::Unsuitable) => return Ok(left - flow.left()),
+            Err(Stop::Unsuitable) => return Ok(Some(left - flow.left())),
             // The end of the source is found again by whoever reads next.
-            Err(Stop::Truncated) if pacer.is_none() => return Ok(left - flow.left()),
+            Err(Stop::Truncated) if pacer.is_none() || !source.tells_readiness() => {
+                return Ok(Some(left - flow.left()));
+            }
             Err(Stop::Truncated) => {
                 return Err(match from.watch().shut() {
                     Some(cause) => from_error(cause.into()),
                     None => BodyError::Truncated.into(),
                 });
             }
-            Err(Stop::Source(kind)) => return Err(from_error(StreamError::Io(kind.into()))),
-            Err(Stop::Sink(kind)) => return Err(to_error(StreamError::Io(kind.into()))),
+            Err(Stop::Source(error)) => return Err(from_error(StreamError::Io(error))),
+            Err(Stop::Sink(error)) => return Err(to_error(StreamError::Io(error))),
         }
     }
 }

@@ -22,6 +22,8 @@ pub enum Ending {
     Idle,
     /// The gateway is being stopped and its drain deadline has passed.
     Drained,
+    /// A TLS key has protected as many records as it may, and cannot be changed.
+    KeyWorn,
 }
 
 /// Moves bytes between a client (`down`) and an upstream (`up`) until both directions have ended. Bytes that either
@@ -76,28 +78,47 @@ async fn direction<T: Transport, U: Transport>(
     to: &mut Writer<U>,
     touch: &impl Fn(),
 ) -> Result<Ending, RelayError> {
+    let mut may_splice = from.may_splice() && to.may_splice();
     loop {
-        if !from.filled().is_empty() {
+        let mut moved = from.filled().len() as u64;
+        if moved > 0 {
             let to_error = |error| RelayError::Stream(Side::To, error);
             to.push_all(from.filled()).await.map_err(to_error)?;
             from.consume(from.filled().len());
             to.flush().await.map_err(to_error)?;
             touch();
         }
-        while from.is_bulk() && from.splice_source().is_some() && to.splice_sink().is_some() {
-            match from.readable().await {
-                Ok(()) => {}
-                Err(StreamError::Expired) => return Ok(Ending::Idle),
-                Err(StreamError::Drained) => return Ok(Ending::Drained),
-                Err(error) => return Err(RelayError::Stream(Side::From, error)),
+        if from.is_key_worn() || to.is_key_worn() {
+            return Ok(Ending::KeyWorn);
+        }
+        let mut leaves_rest = false;
+        while may_splice
+            && from.is_bulk()
+            && let Some(source) = from.splice_source()
+        {
+            if source.tells_readiness() {
+                moved = 0;
+                match from.readable().await {
+                    Ok(()) => {}
+                    Err(StreamError::Expired) => return Ok(Ending::Idle),
+                    Err(StreamError::Drained) => return Ok(Ending::Drained),
+                    Err(error) => return Err(RelayError::Stream(Side::From, error)),
+                }
             }
-            let moved = splice(from, to, u64::MAX, None).await?;
+            let Some(count) = splice(from, to, u64::MAX, None).await? else {
+                may_splice = false;
+                break;
+            };
             touch();
-            if moved < BULK_BYTES_MIN {
+            if moved + count < BULK_BYTES_MIN {
                 from.end_bulk();
+            } else if !source.tells_readiness() {
+                leaves_rest = true;
+                break;
             }
         }
-        match from.fill().await {
+        let fill = if leaves_rest { from.fill_beginning().await } else { from.fill().await };
+        match fill {
             Ok(Fill::Data) => {}
             Ok(Fill::End(End::Clean)) => {
                 // Half-close: the other direction goes on.

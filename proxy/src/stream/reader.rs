@@ -10,6 +10,7 @@ use super::{Count, StreamError};
 use crate::buffers::{Buffers, Class};
 use crate::ktls::kernel::{KernelOpener, KernelRecordError, Taken};
 use crate::ktls::{Opened, Opener, RecordError};
+use crate::pipes::Pipe;
 use crate::telemetry::{Direction, Gauge};
 use crate::timers::Watched;
 use crate::transport::{Buffer, Transport};
@@ -48,12 +49,56 @@ pub struct Reader<T: Transport> {
     /// Layout of the buffer that the receive in flight owns.
     in_flight: Option<InFlight<T::Recv>>,
     appetite: Appetite,
+    demand: Demand,
+    is_spliceable: bool,
     end: Option<End>,
     record_error: Option<RecordError>,
     count: Count,
     /// Told of what was received and is nobody's payload.
     gauge: Option<Rc<Gauge>>,
     has_swallowed: bool,
+}
+
+/// What a wait for input takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Demand {
+    /// Everything that is there.
+    Everything,
+    /// The first bytes; the rest stays in the socket, to be spliced.
+    Beginning,
+}
+
+/// A socket whose next input can be spliced.
+#[derive(Debug)]
+pub enum SpliceSource<T> {
+    /// It carries no TLS.
+    Plain(T),
+    /// The kernel opens its records, of which one call moves one at most.
+    Records(T),
+}
+
+impl<T: Transport> SpliceSource<T> {
+    /// Moves at most `count` bytes into the empty `pipe`, without waiting.
+    ///
+    /// # Errors
+    /// The error of `splice(2)`: `WouldBlock` when there is nothing, `EINVAL` where it cannot be done, which a record
+    /// that is no data is a case of.
+    pub fn fill(&self, pipe: &Pipe, count: usize) -> io::Result<usize> {
+        let unsuitable = || io::Error::from(io::ErrorKind::InvalidInput);
+        match self {
+            Self::Plain(socket) => socket.splicer().ok_or_else(unsuitable)?.fill(pipe, count),
+            Self::Records(socket) => {
+                socket.splicer().ok_or_else(unsuitable)?.fill_opened(pipe, count)
+            }
+        }
+    }
+
+    /// Whether waiting for the socket to become readable says that it has something. Linux 6.1 reports one whose kernel
+    /// holds a part of a record as readable, again and again.
+    #[must_use]
+    pub fn tells_readiness(&self) -> bool {
+        matches!(self, Self::Plain(_))
+    }
 }
 
 /// Who opens records.
@@ -69,6 +114,7 @@ enum Layer {
 struct InFlight<R> {
     receive: R,
     plain: usize,
+    demand: Demand,
 }
 
 /// Which size of buffer the next wait gets: grows at once, shrinks after a few small reads.
@@ -109,6 +155,8 @@ impl<T: Transport> Reader<T> {
             wire: 0,
             in_flight: None,
             appetite: Appetite { class: Class::Small, small_reads: 0 },
+            demand: Demand::Everything,
+            is_spliceable: true,
             end: None,
             record_error: None,
             count: 0,
@@ -199,11 +247,29 @@ impl<T: Transport> Reader<T> {
         self.record_error
     }
 
-    /// The socket, when what it receives next can be spliced: it carries no TLS, and nothing received is still here.
+    /// Says that all input is to come through here.
+    pub fn forbid_splicing(&mut self) {
+        self.is_spliceable = false;
+    }
+
+    /// Whether input can be spliced, when nothing received is here.
     #[must_use]
-    pub fn splice_source(&self) -> Option<T> {
+    pub fn may_splice(&self) -> bool {
+        let is_opened_here = matches!(self.layer, Layer::User(_));
+        self.is_spliceable && !is_opened_here && self.io.splicer().is_some()
+    }
+
+    /// The socket, when what it receives next can be spliced: no record layer of ours has to see it, and nothing received
+    /// is still here.
+    #[must_use]
+    pub fn splice_source(&self) -> Option<SpliceSource<T>> {
         let is_free = self.in_flight.is_none() && self.buffer.is_empty() && self.end.is_none();
-        (is_free && matches!(self.layer, Layer::None)).then(|| self.io.clone())
+        match self.layer {
+            _ if !is_free || !self.may_splice() => None,
+            Layer::None => Some(SpliceSource::Plain(self.io.clone())),
+            Layer::Kernel(_) => Some(SpliceSource::Records(self.io.clone())),
+            Layer::User(_) => None,
+        }
     }
 
     /// Whether input comes in bulk: more than one read in a row filled its buffer.
@@ -218,8 +284,32 @@ impl<T: Transport> Reader<T> {
     }
 
     /// Says that bytes left the socket without being seen here.
-    pub fn on_spliced(&mut self, count: usize) {
+    ///
+    /// # Errors
+    /// [`StreamError::Record`] when the key of the peer has protected more than it may.
+    pub fn on_spliced(&mut self, count: usize) -> Result<(), StreamError> {
         self.count += count as u64;
+        self.on_data(count)
+    }
+
+    fn on_data(&mut self, count: usize) -> Result<(), StreamError> {
+        let (Layer::Kernel(opener), Some(socket)) = (&mut self.layer, self.io.kernel_tls()) else {
+            return Ok(());
+        };
+        opener.on_data(socket, count).map_err(|error| {
+            self.record_error = Some(error);
+            error.into()
+        })
+    }
+
+    /// Whether the peer's key has protected so many records that the connection should end at the next opportunity.
+    #[must_use]
+    pub fn is_key_worn(&self) -> bool {
+        match &self.layer {
+            Layer::None => false,
+            Layer::User(opener) => opener.is_key_worn(),
+            Layer::Kernel(opener) => opener.is_key_worn(),
+        }
     }
 
     /// Waits until a receive would find something.
@@ -259,6 +349,17 @@ impl<T: Transport> Reader<T> {
         poll_fn(|cx| self.poll_fill(cx))
     }
 
+    /// The same, but takes only the first bytes of what is there, so that the rest can be spliced.
+    ///
+    /// # Errors
+    /// As [`Reader::fill`].
+    pub async fn fill_beginning(&mut self) -> Result<Fill, StreamError> {
+        self.demand = Demand::Beginning;
+        let fill = self.fill().await;
+        self.demand = Demand::Everything;
+        fill
+    }
+
     /// The same as a poll function. Must not be called with plaintext unconsumed unless more of it is wanted: while the
     /// receive is in flight that plaintext cannot be seen.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<Fill, StreamError>> {
@@ -267,9 +368,10 @@ impl<T: Transport> Reader<T> {
                 let (result, buffer) = ready!(Pin::new(&mut in_flight.receive).poll(cx));
                 self.plain = in_flight.plain;
                 self.wire = in_flight.plain;
+                let demand = in_flight.demand;
                 self.in_flight = None;
                 self.buffer = buffer;
-                self.on_received(result)?;
+                self.on_received(result, demand)?;
             }
             let before = self.plain;
             self.open_records()?;
@@ -295,15 +397,22 @@ impl<T: Transport> Reader<T> {
         self.plain == 0 && self.end.is_none() && self.poll_fill(&mut cx).is_pending()
     }
 
-    fn on_received(&mut self, result: io::Result<usize>) -> Result<(), StreamError> {
+    fn on_received(
+        &mut self,
+        result: io::Result<usize>,
+        demand: Demand,
+    ) -> Result<(), StreamError> {
         match result {
             Ok(0) => self.on_eof(),
             Ok(count) => {
-                self.appetite.on_read(count);
-                if let Layer::Kernel(opener) = &mut self.layer {
-                    opener.on_data();
+                self.on_data(count)?;
+                match demand {
+                    Demand::Beginning => Ok(()),
+                    Demand::Everything => {
+                        self.appetite.on_read(count);
+                        if self.buffer.spare() == 0 { self.receive_rest() } else { Ok(()) }
+                    }
                 }
-                if self.buffer.spare() == 0 { self.receive_rest() } else { Ok(()) }
             }
             Err(error) if is_retry(&error) => Ok(()),
             Err(error) => self.on_error(error),
@@ -403,10 +512,12 @@ impl<T: Transport> Reader<T> {
         let unopened = self.buffer.len() - self.wire;
         let kept = self.plain + unopened;
         if kept == 0 {
-            if Class::holding(self.buffer.capacity()) != self.appetite.class
-                || self.buffer.capacity() == 0
-            {
-                let buffer = self.buffers.take(self.appetite.class);
+            let class = match self.demand {
+                Demand::Everything => self.appetite.class,
+                Demand::Beginning => Class::Small,
+            };
+            if Class::holding(self.buffer.capacity()) != class || self.buffer.capacity() == 0 {
+                let buffer = self.buffers.take(class);
                 self.buffers.give(std::mem::replace(&mut self.buffer, buffer));
             }
             self.buffer.clear();
@@ -435,7 +546,8 @@ impl<T: Transport> Reader<T> {
             self.buffer.truncate(kept);
         }
         let buffer = std::mem::take(&mut self.buffer);
-        self.in_flight = Some(InFlight { receive: self.io.recv(buffer), plain: self.plain });
+        let (receive, plain) = (self.io.recv(buffer), self.plain);
+        self.in_flight = Some(InFlight { receive, plain, demand: self.demand });
         self.plain = 0;
         self.wire = 0;
         Ok(())

@@ -31,6 +31,7 @@ pub struct Writer<T: Transport> {
     count: Count,
     wire_count: Count,
     spliced: Count,
+    is_spliceable: bool,
 }
 
 /// Who seals records.
@@ -68,6 +69,7 @@ impl<T: Transport> Writer<T> {
             count: 0,
             wire_count: 0,
             spliced: 0,
+            is_spliceable: true,
         }
     }
 
@@ -216,11 +218,32 @@ impl<T: Transport> Writer<T> {
         Ok(())
     }
 
+    /// Says that all output is to come through here.
+    pub fn forbid_splicing(&mut self) {
+        self.is_spliceable = false;
+    }
+
+    /// Whether our key has sealed so many records that the connection should end at the next opportunity.
+    #[must_use]
+    pub fn is_key_worn(&self) -> bool {
+        match &self.layer {
+            Layer::None => false,
+            Layer::User(sealer) => sealer.is_key_worn(),
+            Layer::Kernel(sealer) => sealer.is_key_worn(),
+        }
+    }
+
+    /// Whether output can be spliced, when nothing is staged.
+    #[must_use]
+    pub fn may_splice(&self) -> bool {
+        self.is_spliceable && !matches!(self.layer, Layer::User(_)) && self.io.splicer().is_some()
+    }
+
     /// The socket, when what is sent next can be spliced: nobody here seals it, and nothing is staged.
     #[must_use]
     pub fn splice_sink(&self) -> Option<T> {
         let is_free = self.stage.is_empty() && self.state == State::Open;
-        (is_free && !matches!(self.layer, Layer::User(_))).then(|| self.io.clone())
+        (is_free && self.may_splice()).then(|| self.io.clone())
     }
 
     /// Says that bytes were sent without being seen here.

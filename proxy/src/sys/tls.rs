@@ -70,6 +70,38 @@ pub fn set_key(
     if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Records protected so far by the key of one direction: the sequence number of the next one.
+///
+/// # Errors
+/// The error of `getsockopt(2)`.
+pub fn sequence(socket: BorrowedFd<'_>, direction: TlsDirection) -> io::Result<u64> {
+    // Sizes of `struct tls12_crypto_info_*`, all of which end in the sequence number: AES-256-GCM and
+    // ChaCha20-Poly1305, then AES-128-GCM. The kernel takes the one that fits only, and copies the key too.
+    const SIZES: [usize; 2] = [56, 40];
+    let name = match direction {
+        TlsDirection::Send => libc::TLS_TX,
+        TlsDirection::Receive => libc::TLS_RX,
+    };
+    let mut info = zeroize::Zeroizing::new([0_u8; SIZES[0]]);
+    let mut error = io::Error::from_raw_os_error(libc::EINVAL);
+    for size in SIZES {
+        let mut len = libc::socklen_t::try_from(size).map_err(io::Error::other)?;
+        let into = info.as_mut_ptr().cast();
+        // SAFETY: the pointer is to an array that is borrowed exclusively and at least as long as `len` says; `len` is
+        // a live, writable integer. The descriptor is borrowed, hence open.
+        let outcome = unsafe {
+            libc::getsockopt(socket.as_raw_fd(), libc::SOL_TLS, name, into, &raw mut len)
+        };
+        if outcome == 0
+            && let Some(bytes) = info[..size].last_chunk()
+        {
+            return Ok(u64::from_be_bytes(*bytes));
+        }
+        error = io::Error::last_os_error();
+    }
+    Err(error)
+}
+
 /// Receives what the next record holds, or part of it, with its content type. Data comes as type 23.
 ///
 /// # Errors
@@ -132,6 +164,7 @@ mod tests {
     fn a_socket_without_the_layer_refuses_in_words_of_the_kernel() {
         let (here, there) = UnixStream::pair().unwrap();
         assert!(attach(here.as_fd()).is_err());
+        assert!(sequence(here.as_fd(), TlsDirection::Receive).is_err());
         // Without the layer a record is what was sent, and has no type of its own.
         super::super::send(there.as_fd(), b"hello").unwrap();
         assert_eq!(recv_record(here.as_fd(), &mut [0; 16]).unwrap(), (23, 5));

@@ -37,6 +37,8 @@ pub enum Outcome {
     Idle,
     /// A tunnel ended because the gateway was stopped.
     Drained,
+    /// A tunnel ended because a TLS key had protected as many records as it may.
+    KeyWorn,
 }
 
 /// Where the record layer of the connection runs.
@@ -73,6 +75,20 @@ pub enum DataPath {
     Copy,
     /// At least in part from socket to socket inside the kernel.
     Splice,
+}
+
+/// Why payload was copied only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CopyReason {
+    /// `splice = "never"`.
+    Configured,
+    /// The record layer of this process had to see it.
+    UserTls,
+    /// No pipe was to be had: too many are in use, or the system has none left.
+    NoPipe,
+    /// It came in small pieces, for which copying is cheaper.
+    NotBulk,
 }
 
 /// Everything a line tells. Names and units are those of the JSON format.
@@ -130,6 +146,9 @@ pub struct Record {
     pub tls_reason: Option<UserReason>,
     /// How payload was moved.
     pub path: DataPath,
+    /// Why all of it was copied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path_reason: Option<CopyReason>,
     /// User agent, for the combined format.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,
@@ -285,6 +304,7 @@ mod tests {
             tls: TlsPath::User,
             tls_reason: Some(UserReason::Configured),
             path: DataPath::Copy,
+            path_reason: Some(CopyReason::UserTls),
             agent: None,
             referer: None,
             unstable_risk: None,

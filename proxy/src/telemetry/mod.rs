@@ -8,6 +8,6 @@ mod meter;
 
 pub use gauge::{Gauge, Hitch};
 pub use latency::Latency;
-pub use line::{DataPath, Kind, Measured, Outcome, Record, TlsPath, UserReason};
+pub use line::{CopyReason, DataPath, Kind, Measured, Outcome, Record, TlsPath, UserReason};
 pub use log::AccessLog;
 pub use meter::{Direction, Meter, Reading, Stats};

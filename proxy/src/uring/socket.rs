@@ -218,6 +218,11 @@ impl Splicer for Socket {
         sys::splice(self.as_fd(), pipe.write.as_fd(), count)
     }
 
+    fn fill_opened(&self, pipe: &Pipe, count: usize) -> io::Result<usize> {
+        // Kernel TLS asks the call whether to wait, not the descriptor (`tls_sw_splice_read`).
+        sys::splice(self.as_fd(), pipe.write.as_fd(), count)
+    }
+
     fn drain(&self, pipe: &Pipe, count: usize) -> io::Result<usize> {
         // Towards a socket `splice(2)` asks the descriptor whether to wait. It must not stay like this: operations that
         // begin on it would not wait either.
@@ -239,6 +244,10 @@ impl KernelTls for Socket {
 
     fn recv_record(&self, into: &mut [u8]) -> io::Result<(u8, usize)> {
         sys::tls::recv_record(self.as_fd(), into)
+    }
+
+    fn sequence(&self, direction: TlsDirection) -> io::Result<u64> {
+        sys::tls::sequence(self.as_fd(), direction)
     }
 
     fn send_record(&self, content_type: u8, message: &[u8]) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! `[[listener]]`: where to bind and what is spoken there.
 
-use crate::config::model::{Listener, Offload, Service};
+use crate::config::model::{Listener, Offload, Service, Splice};
 use crate::config::report::{Fault, Report};
 use crate::config::scalar;
 use crate::config::sections::TOP;
@@ -24,6 +24,7 @@ pub(in crate::config) fn listeners(root: &mut Table<'_>, report: &mut Report) ->
     for mut table in tables {
         let service = service(&mut table, report);
         let offload = offload(&mut table, report, service);
+        let splice = splice(&mut table, report, service);
         let addresses = table.need(report, "address", "for example: address = \"0.0.0.0:443\"");
         let addresses = addresses.map(|item| (item.list(), item));
         if let Some((list, item)) = addresses {
@@ -46,7 +47,7 @@ pub(in crate::config) fn listeners(root: &mut Table<'_>, report: &mut Report) ->
                 });
                 if let Some(address) = element.note(report, read) {
                     let line = report.line_of(element.span.start);
-                    listeners.push((Listener { address, service, offload }, line));
+                    listeners.push((Listener { address, service, offload, splice }, line));
                 }
             }
         }
@@ -66,6 +67,17 @@ fn offload(table: &mut Table<'_>, report: &mut Report, service: Service) -> Offl
         item.error(report, fault.hint("there is no TLS to take over"));
     }
     item.note(report, item.choice(OFFLOADS)).unwrap_or(default)
+}
+
+const SPLICES: &[(&str, Splice)] = &[("auto", Splice::Auto), ("never", Splice::Never)];
+
+fn splice(table: &mut Table<'_>, report: &mut Report, service: Service) -> Splice {
+    let Some(item) = table.get("splice") else { return Splice::Auto };
+    if let Service::RedirectToHttps { .. } = service {
+        let fault = Fault::that("has no meaning for this service", "");
+        item.error(report, fault.hint("there is no payload to move"));
+    }
+    item.note(report, item.choice(SPLICES)).unwrap_or(Splice::Auto)
 }
 
 fn service(table: &mut Table<'_>, report: &mut Report) -> Service {

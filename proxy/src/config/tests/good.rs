@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::config::{
     AccessLog, App, Config, EndpointAddr, FlushLatency, HeaderEdits, Host, Limits, Listener,
-    LogFormat, LogTarget, Offload, Service, Telemetry,
+    LogFormat, LogTarget, Offload, Service, Splice, Telemetry,
 };
 
 fn secs(seconds: u64) -> Duration {
@@ -38,8 +38,12 @@ app = \"guacamole\"
     );
     assert!(loaded.warnings.is_empty(), "{}", loaded.warnings);
     let config = loaded.config;
-    let https =
-        |text| Listener { address: address(text), service: Service::Https, offload: Offload::Auto };
+    let https = |text| Listener {
+        address: address(text),
+        service: Service::Https,
+        offload: Offload::Auto,
+        splice: Splice::Auto,
+    };
     assert_eq!(config.listeners, [https("0.0.0.0:443"), https("[::]:443")]);
     assert!(config.tls.is_some());
     assert_eq!(config.workers, 4);
