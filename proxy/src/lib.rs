@@ -65,6 +65,9 @@ pub mod accept;
 /// The control thread.
 pub mod gateway;
 
+/// How the gateway does, told to administrators. Not on a byte's path.
+pub mod admin;
+
 /// One core.
 pub mod worker;
 

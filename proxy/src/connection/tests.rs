@@ -158,13 +158,20 @@ fn world(capacity: usize, mood: Mood) -> World {
     });
     let shared = Shared::new(config::tests::alone(CONFIG)).expect("no log is opened");
     let (timers, buffers) = (Timers::new(), Rc::new(Buffers::default()));
-    let generation =
-        Generation::new(shared, Rc::clone(&network), Rc::clone(&timers), Rc::clone(&buffers));
+    let counters = WorkerCounters::new(0);
+    let generation = Generation::new(
+        shared,
+        Rc::clone(&network),
+        Rc::clone(&timers),
+        Rc::clone(&buffers),
+        &counters,
+    );
     let core = Rc::new(Core {
         timers,
         buffers,
         kernel_tls: Arc::new(Support::none("there is no kernel")),
         meter: Meter::disabled("there is no kernel"),
+        counters,
         generation: RefCell::new(generation),
         is_draining: Cell::new(false),
     });

@@ -67,6 +67,11 @@ pub enum UserReason {
     Refused,
 }
 
+impl UserReason {
+    /// Labels in the order of the declaration, as in the log.
+    pub const LABELS: [&str; 4] = ["configured", "no_kernel_tls", "cipher", "refused"];
+}
+
 /// How payload was moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -89,6 +94,11 @@ pub enum CopyReason {
     NoPipe,
     /// It came in small pieces, for which copying is cheaper.
     NotBulk,
+}
+
+impl CopyReason {
+    /// Labels in the order of the declaration, as in the log.
+    pub const LABELS: [&str; 4] = ["configured", "user_tls", "no_pipe", "not_bulk"];
 }
 
 /// Everything a line tells. Names and units are those of the JSON format.
@@ -309,6 +319,25 @@ mod tests {
             referer: None,
             unstable_risk: None,
             measured: None,
+        }
+    }
+
+    #[test]
+    fn labels_are_those_of_the_log() {
+        let reasons = [
+            UserReason::Configured,
+            UserReason::NoKernelTls,
+            UserReason::Cipher,
+            UserReason::Refused,
+        ];
+        for reason in reasons {
+            let label = UserReason::LABELS[reason as usize];
+            assert_eq!(serde_json::to_value(reason).unwrap(), label);
+        }
+        use CopyReason::{Configured, NoPipe, NotBulk, UserTls};
+        for reason in [Configured, UserTls, NoPipe, NotBulk] {
+            let label = CopyReason::LABELS[reason as usize];
+            assert_eq!(serde_json::to_value(reason).unwrap(), label);
         }
     }
 
