@@ -98,6 +98,9 @@ struct Top {
     /// The loopback address of its admin endpoint, instead of a socket.
     #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "socket")]
     address: Option<SocketAddr>,
+    /// The configuration file of the gateway, to find the endpoint in its `[admin]`.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["socket", "address"])]
+    config: Option<PathBuf>,
     /// Print one table instead of drawing on the terminal.
     #[arg(long)]
     once: bool,
@@ -222,9 +225,17 @@ fn tomcat_valve(path: &Path, lint: Option<&Path>, source: &[IpAddr]) -> ExitCode
 }
 
 fn watch(options: &Top) -> ExitCode {
-    let source = match options.address {
-        Some(address) => Source::Address(address),
-        None => Source::Socket(options.socket.clone()),
+    let source = match (&options.config, options.address) {
+        (Some(path), _) => {
+            let Some(config) = load(path) else { return ExitCode::FAILURE };
+            let Some(source) = config.admin.and_then(Source::of) else {
+                eprintln!("{} has no `[admin]`: its gateway cannot be asked", path.display());
+                return ExitCode::FAILURE;
+            };
+            source
+        }
+        (None, Some(address)) => Source::Address(address),
+        (None, None) => Source::Socket(options.socket.clone()),
     };
     let mode = match (options.once, options.json) {
         (false, _) => Mode::Live(options.interval),

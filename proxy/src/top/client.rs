@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::config::Admin;
 use crate::telemetry::snapshot::Snapshot;
 
 /// Longest answer that is read, in bytes: half a million connections.
@@ -34,6 +35,14 @@ pub enum Source {
     Address(SocketAddr),
 }
 
+impl Source {
+    /// The endpoint that a configuration names, the socket of two. None when it names neither.
+    #[must_use]
+    pub fn of(admin: Admin) -> Option<Self> {
+        admin.socket.map(Self::Socket).or(admin.address.map(Self::Address))
+    }
+}
+
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -47,7 +56,9 @@ impl fmt::Display for Source {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The socket does not exist.
-    #[error("no admin socket {0}: `[admin]` must be configured, and the gateway must run")]
+    #[error(
+        "no admin socket {0}: `[admin]` must be configured, and the gateway must run (`--config FILE` finds its socket)"
+    )]
     Missing(Source),
     /// Nobody listens.
     #[error("nothing listens at {0}: `[admin]` must be configured, and the gateway must run")]
