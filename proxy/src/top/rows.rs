@@ -357,7 +357,7 @@ mod tests {
     fn a_table_is_a_table() {
         let mut slow = connection(2);
         (slow.client, slow.route) = ("2001:db8::1".parse().unwrap(), None);
-        (slow.flush_p99_us, slow.gaps_1_5s, slow.kind) = (Some(12_300), 2, Activity::Tunnel);
+        (slow.flush_p99_us, slow.gaps_1_5s, slow.kind) = (Some(12_300), 1, Activity::Tunnel);
         assert_eq!(
             Rows::lay_out(&[slow, connection(1)], 100).to_text(),
             "CLIENT             ROUTE       KIND       AGE    OUT BYTE 1 FLUSH 99    RTT WHY SLOW\n\

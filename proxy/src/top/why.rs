@@ -64,22 +64,24 @@ pub enum Why {
 impl Why {
     /// The greatest delay of a connection that is too long for its kind; None when none is.
     ///
-    /// What does not fit into a slow network waits in the gateway: then the network counts, not the flush latency. The
-    /// first byte of a tunnel was that of its upgrade, and does not count; silences of a tunnel do, at least one per
-    /// minute, when nothing else explains them.
+    /// What does not fit into a slow network waits in the gateway, and the tunnel falls silent: then the network counts,
+    /// not the flush latency and not the silences. The first byte of a tunnel was that of its upgrade, and does not
+    /// count; silences of a tunnel do, when there is at least one per minute.
     #[must_use]
     pub fn of(connection: &Connection) -> Option<Self> {
         let network = network(connection);
+        let unless_network = |found: Option<(Duration, Self)>| found.filter(|_| network.is_none());
         let flush = above(connection.flush_p99_us.map(Duration::from_micros), FLUSH_SLOW);
-        let gateway = flush.filter(|_| network.is_none()).map(|delay| (delay, Self::Flush(delay)));
+        let flush = unless_network(flush.map(|delay| (delay, Self::Flush(delay))));
+        let silence = unless_network(silence(connection));
         let first_byte = connection.first_byte_ms.and_then(milliseconds);
         let first_byte = match connection.kind {
             Activity::Tunnel => None,
             Activity::Idle | Activity::Request => above(first_byte, FIRST_BYTE_SLOW),
         };
-        let tomcat = first_byte.map(|delay| (delay, Self::FirstByte(delay)));
-        let found = [network, gateway, tomcat].into_iter().flatten();
-        found.max_by_key(|(delay, _)| *delay).map(|(_, why)| why).or_else(|| silence(connection))
+        let first_byte = first_byte.map(|delay| (delay, Self::FirstByte(delay)));
+        let found = [network, flush, silence, first_byte].into_iter().flatten();
+        found.max_by_key(|(delay, _)| *delay).map(|(_, why)| why)
     }
 
     /// Who is to blame for it.
@@ -126,11 +128,11 @@ fn network(connection: &Connection) -> Option<(Duration, Why)> {
     above(Some(rtt), RTT_SLOW).map(|delay| (delay, Why::RoundTrip(delay)))
 }
 
-fn silence(connection: &Connection) -> Option<Why> {
+fn silence(connection: &Connection) -> Option<(Duration, Why)> {
     #[expect(clippy::cast_precision_loss, reason = "a count of seconds, far below 2^52")]
     let often = connection.gaps_1_5s as f64 * SILENCE_EVERY_S >= connection.age_s;
     let silent = connection.kind == Activity::Tunnel && connection.gaps_1_5s > 0 && often;
-    silent.then_some(Why::Silence(connection.gaps_1_5s))
+    silent.then_some((SILENCE, Why::Silence(connection.gaps_1_5s)))
 }
 
 #[cfg(test)]
@@ -212,6 +214,13 @@ mod tests {
         assert_eq!(Why::of(&it), None, "one in two minutes");
         it.gaps_1_5s = 2;
         assert_eq!(Why::of(&it), Some(Why::Silence(2)));
+        it.flush_p99_us = Some(242_000);
+        assert_eq!(Why::of(&it), Some(Why::Silence(2)), "a shorter delay does not explain it");
+        it.flush_p99_us = Some(1_600_000);
+        assert_eq!(Why::of(&it).map(Why::culprit), Some(Culprit::Gateway));
+        it.rtt_us = Some(150_000);
+        assert_eq!(Why::of(&it).map(Why::culprit), Some(Culprit::Network));
+        (it.flush_p99_us, it.rtt_us) = (None, None);
         it.kind = Activity::Request;
         it.first_byte_ms = None;
         assert_eq!(Why::of(&it), None, "no tunnel");
