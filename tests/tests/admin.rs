@@ -1,7 +1,7 @@
 //! The admin endpoint: what it counts is what happened, and nobody who asks disturbs anybody.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -168,6 +168,55 @@ fn connections_shows_a_tunnel_and_forgets_it() {
         (&after["totals"]["tunnels"], &after["upstreams"][0]["in_use"]),
         (&0.into(), &0.into())
     );
+}
+
+#[test]
+fn what_the_kernel_measures_is_told_and_stays_counted() {
+    let origin = Origin::mirror();
+    let admin = Admin::start(Config::to(origin.address()));
+    let socket = admin.socket();
+    let mut client = Client::tls(admin.gateway.https);
+    assert_eq!(client.get("/").status, 200);
+    let seen = connections(&socket);
+    let (is, scrape) = (&seen["connections"][0], metrics(&socket));
+    let count = |scrape: &_| value(scrape, "tlsplice_flush_latency_seconds", &[]);
+    if seen["ebpf"]["active"] == false {
+        assert!(seen["ebpf"]["reason"].is_string() && is["flush_p50_us"].is_null(), "{seen}");
+        assert_eq!((value(&scrape, "tlsplice_bpf_active", &[]), count(&scrape)), (0.0, 0.0));
+        return;
+    }
+    assert!(is["flush_max_us"].as_u64().is_some() && is["retransmits"].is_u64(), "{is}");
+    assert_eq!(value(&scrape, "tlsplice_bpf_active", &[]), 1.0);
+    assert_eq!(value(&scrape, "tlsplice_bpf_map_entries", &[]), 1.0);
+    let during = count(&scrape);
+    assert!(during >= 1.0, "{during}");
+    drop(client);
+    let after = wait_for("the end of the connection", || {
+        let scrape = metrics(&socket);
+        (value(&scrape, "tlsplice_connections", &[]) == 0.0).then_some(scrape)
+    });
+    assert_eq!(value(&after, "tlsplice_bpf_map_entries", &[]), 0.0);
+    assert!(count(&after) >= during, "{} after {during}", count(&after));
+}
+
+#[test]
+fn connections_over_a_limit_and_failed_connects_are_counted_by_cause() {
+    let nobody = TcpListener::bind("127.0.0.1:0").and_then(|bound| bound.local_addr());
+    let config = Config::to(nobody.expect("a port")).with_limits("connections_per_address = 1");
+    let admin = Admin::start(config);
+    let mut client = Client::tls(admin.gateway.https);
+    assert_eq!(client.get("/").status, 502);
+    Client::plain(admin.gateway.https).expect_close();
+    let socket = admin.socket();
+    let scrape = wait_for("the second to be shed", || {
+        let scrape = metrics(&socket);
+        let reason = [("reason", "connections_per_address")];
+        (value(&scrape, "tlsplice_connections_shed_total", &reason) == 1.0).then_some(scrape)
+    });
+    assert_eq!(value(&scrape, "tlsplice_connections_accepted_total", &[]), 1.0);
+    assert_eq!(value(&scrape, "tlsplice_requests_total", &[("status", "5xx")]), 1.0);
+    assert_eq!(value(&scrape, "tlsplice_upstream_connect_failures_total", &[]), 1.0);
+    assert_eq!(value(&scrape, "tlsplice_upstream_connects_total", &[]), 0.0);
 }
 
 #[test]
