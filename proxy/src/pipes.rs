@@ -41,6 +41,12 @@ impl Pipes {
         pipe
     }
 
+    /// How many are in use.
+    #[cfg(test)]
+    pub(crate) fn in_use(&self) -> usize {
+        self.in_use.get()
+    }
+
     /// How often there was none.
     pub fn refused(&self) -> u64 {
         self.refused.get()

@@ -82,6 +82,29 @@ pub fn tls_config_of(provider: CryptoProvider) -> ClientConfig {
         .with_no_client_auth()
 }
 
+/// A configuration for each version with each of its ciphers that fits the certificate, with their names.
+///
+/// # Panics
+/// As [`tls_config`].
+#[must_use]
+pub fn every_cipher() -> Vec<(String, Arc<ClientConfig>)> {
+    let all = rustls::crypto::aws_lc_rs::default_provider();
+    let suites = all.cipher_suites.iter().copied();
+    let named = suites.map(|suite| (format!("{:?}", suite.suite()), suite));
+    let fitting = named.filter(|(name, _)| !name.contains("ECDHE_RSA"));
+    fitting
+        .map(|(name, suite)| {
+            let provider = CryptoProvider { cipher_suites: vec![suite], ..all.clone() };
+            let config = ClientConfig::builder_with_provider(Arc::new(provider))
+                .with_protocol_versions(&[suite.version()])
+                .expect("the cipher belongs to the version")
+                .with_root_certificates(roots(&certificate().authority))
+                .with_no_client_auth();
+            (name, Arc::new(config))
+        })
+        .collect()
+}
+
 /// The same with another authority.
 ///
 /// # Panics
@@ -162,6 +185,12 @@ impl Client {
         let name = ServerName::try_from("localhost").expect("a name");
         let tls = ClientConnection::new(default_config(), name).expect("a client");
         let stream = StreamOwned::new(tls, prepared(socket.into()));
+        Self { stream: Stream::Tls(Box::new(stream)), received: Vec::new() }
+    }
+
+    /// What a stream says from here on.
+    #[must_use]
+    pub fn over(stream: StreamOwned<ClientConnection, TcpStream>) -> Self {
         Self { stream: Stream::Tls(Box::new(stream)), received: Vec::new() }
     }
 
@@ -394,10 +423,18 @@ impl Client {
     /// # Panics
     /// When that cannot be sent.
     pub fn finish(&mut self) {
+        self.try_finish().expect("the gateway reads");
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// When the gateway has closed.
+    pub fn try_finish(&mut self) -> io::Result<()> {
         if let Stream::Tls(stream) = &mut self.stream {
             stream.conn.send_close_notify();
-            stream.flush().expect("the gateway reads");
+            stream.flush()?;
         }
-        self.socket().shutdown(Shutdown::Write).expect("the socket is open");
+        self.socket().shutdown(Shutdown::Write)
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -56,6 +57,8 @@ pub struct Config {
     pub top: String,
     /// Keys of `[limits]`.
     pub limits: String,
+    /// How many workers serve, if not two.
+    pub workers: Option<u16>,
     /// All other tables.
     pub tables: String,
     /// Where the access log goes, if not to its usual file.
@@ -91,6 +94,13 @@ impl Config {
         self
     }
 
+    /// With so many workers.
+    #[must_use]
+    pub fn with_workers(mut self, workers: u16) -> Self {
+        self.workers = Some(workers);
+        self
+    }
+
     /// With another target of the access log.
     #[must_use]
     pub fn with_log(mut self, path: &Path) -> Self {
@@ -100,12 +110,13 @@ impl Config {
 
     fn text(&self, directory: &Path) -> String {
         let certificate = certificate();
-        let Self { top, limits, tables, log } = self;
+        let Self { top, limits, workers, tables, log } = self;
+        let workers = workers.unwrap_or(2);
         let log = log.clone().unwrap_or_else(|| directory.join("access.log"));
         let variable = |name| std::env::var(name).unwrap_or_else(|_| "auto".to_owned());
         let (offload, splice) = (variable(OFFLOAD_VARIABLE), variable(SPLICE_VARIABLE));
         format!(
-            "workers = 2\n{top}\n[[listener]]\naddress = \"127.0.0.1:0\"\noffload = {offload:?}\nsplice = {splice:?}\n\n\
+            "workers = {workers}\n{top}\n[[listener]]\naddress = \"127.0.0.1:0\"\noffload = {offload:?}\nsplice = {splice:?}\n\n\
              [[listener]]\naddress = \"127.0.0.1:0\"\nservice = \"redirect\"\n\n\
              [tls]\ncertificate = {:?}\nkey = {:?}\n\n{tables}\n[limits]\n{limits}\n\
              [access_log]\ntarget = {log:?}\n",
@@ -272,6 +283,19 @@ impl Gateway {
         fs::read_dir(format!("/proc/{}/fd", self.process.id())).expect("its descriptors").count()
     }
 
+    /// How much memory it has in use.
+    ///
+    /// # Panics
+    /// When the kernel does not tell.
+    #[must_use]
+    pub fn resident_bytes(&self) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()));
+        let status = status.expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let size = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<usize>().ok());
+        size.expect("its memory") * 1024
+    }
+
     /// Names of its threads, each with the list of processors it may run on.
     ///
     /// # Panics
@@ -286,6 +310,35 @@ impl Gateway {
             Some((name.trim().to_owned(), list.trim().to_owned()))
         };
         tasks.filter_map(|task| describe(task.ok()?.path())).collect()
+    }
+
+    /// What its threads have had of the processors.
+    ///
+    /// # Panics
+    /// When the kernel does not tell.
+    #[must_use]
+    pub fn processor_time(&self) -> Duration {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.process.id())).expect("its threads");
+        let nanoseconds = |path: PathBuf| {
+            let text = fs::read_to_string(path.join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<u64>().ok()
+        };
+        Duration::from_nanos(tasks.filter_map(|task| nanoseconds(task.ok()?.path())).sum())
+    }
+
+    /// The number of the thread with this name.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn thread(&self, name: &str) -> String {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.process.id())).expect("its threads");
+        let mut paths = tasks.filter_map(|task| Some(task.ok()?.path()));
+        let is_it = |path: &PathBuf| {
+            fs::read_to_string(path.join("comm")).is_ok_and(|found| found.trim() == name)
+        };
+        let path = paths.find(is_it).unwrap_or_else(|| panic!("no thread {name}"));
+        path.file_name().expect("its number").to_string_lossy().into_owned()
     }
 
     /// Whether it still runs.

@@ -8,12 +8,26 @@
 pub mod admin;
 /// What the gateway keeps in the kernel.
 pub mod bpf;
+/// What passes on the wire.
+pub mod capture;
 /// Clients that speak HTTP byte by byte.
 pub mod client;
+/// An upstream that sends bodies back.
+pub mod echo;
 /// The gateway as a process.
 pub mod gateway;
 /// Scripted upstreams.
 pub mod origin;
+/// Clients that send and receive at once, in random pieces.
+pub mod pump;
+/// An origin that records what it received.
+pub mod recorder;
+/// Scripts that read like the wire.
+pub mod script;
+/// A second parser of requests.
+pub mod strict;
+/// The attack table as data.
+pub mod table;
 /// WebSocket clients.
 pub mod websocket;
 
@@ -28,6 +42,25 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Names in the certificate beside localhost.
 pub const NAMES: [&str; 3] = ["desk.example.org", "intranet.example.org", "a.wild.example.org"];
+
+/// Set in the guests of `cargo xtask vm`.
+pub const GUEST_VARIABLE: &str = "TLSPLICE_TEST_GUEST";
+
+/// Whether this is a guest of `cargo xtask vm`: root, with nothing on it but what the tests need.
+#[must_use]
+pub fn is_guest() -> bool {
+    std::env::var_os(GUEST_VARIABLE).is_some()
+}
+
+/// Has Debian packages installed. Guests come with theirs.
+///
+/// # Panics
+/// When that cannot be done.
+pub fn need(packages: &[&str]) {
+    if !is_guest() {
+        tlsplice_fixtures::packages::ensure(packages).expect("the packages can be installed");
+    }
+}
 
 /// The build folder.
 ///

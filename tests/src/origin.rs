@@ -6,6 +6,9 @@ use std::thread;
 
 use crate::PATIENCE;
 
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 4096;
+
 /// An upstream that treats each connection as a test tells it.
 pub struct Origin {
     address: SocketAddr,
@@ -32,6 +35,9 @@ impl Origin {
         serve: impl Fn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+        // The standard library's backlog is too short for a thousand connections at once: those beyond it are taken for
+        // established by the other side alone, and stall.
+        rustix::net::listen(&listener, BACKLOG).expect("it is bound");
         let address = listener.local_addr().expect("it is bound");
         let accepted = Arc::new(AtomicUsize::new(0));
         let is_stopped = Arc::new(AtomicBool::new(false));

@@ -6,11 +6,11 @@ use std::process::{Command, Stdio};
 use tlsplice_fixtures::demo::Demo;
 use tlsplice_fixtures::process::Process;
 use tlsplice_fixtures::{packages, pattern};
-use tlsplice_tests::certificate;
 use tlsplice_tests::gateway::{Config, Gateway};
+use tlsplice_tests::{certificate, need};
 
 fn before_demo() -> (Demo, Gateway) {
-    packages::ensure(packages::CLIENTS).expect("the packages can be installed");
+    need(packages::CLIENTS);
     let demo = Demo::start().expect("it starts");
     let gateway = Gateway::start(&Config::to(demo.address()));
     (demo, gateway)

@@ -160,20 +160,3 @@ fn a_client_that_never_reads_is_given_up_and_nobody_else_notices() {
         assert_eq!(line["fault"], "downstream", "{line}");
     }
 }
-
-#[test]
-fn many_connections_at_once_get_their_own_answers() {
-    const CONNECTIONS: usize = 300;
-    let origin = Origin::mirror();
-    let gateway = Gateway::start(&Config::to(origin.address()));
-    let mut clients: Vec<Client> = (0..CONNECTIONS).map(|_| Client::tls(gateway.https)).collect();
-    for round in 0..3 {
-        for (index, client) in clients.iter_mut().enumerate() {
-            client.send(format!("GET /{round}/{index} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
-        }
-        for (index, client) in clients.iter_mut().enumerate() {
-            let text = client.response().text();
-            assert!(text.starts_with(&format!("GET /{round}/{index} ")), "{text}");
-        }
-    }
-}

@@ -20,10 +20,10 @@ fn with_plain_listener(config: Config) -> Gateway {
 }
 
 /// A client of every kind: without TLS, and with each version of it.
-fn clients(gateway: &Gateway) -> Vec<Client> {
-    let mut clients = vec![Client::plain(gateway.plain())];
-    clients.extend(VERSIONS.map(|version| Client::tls_version(gateway.https, version)));
-    clients
+fn clients(gateway: &Gateway) -> impl Iterator<Item = Client> {
+    // Each connects when its turn comes: a connection that waits for long without a handshake is closed.
+    let plain = std::iter::once_with(|| Client::plain(gateway.plain()));
+    plain.chain(VERSIONS.iter().map(|version| Client::tls_version(gateway.https, version)))
 }
 
 /// Bulk is spliced wherever no record layer of the gateway is in the way, and nothing forbids it.

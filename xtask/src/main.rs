@@ -1,5 +1,7 @@
 //! Developer commands of tlsplice: `cargo xtask --help` lists them.
 
+mod attacks;
+mod bench;
 mod check;
 mod ebpf;
 mod run;
@@ -39,11 +41,20 @@ enum Command {
     /// with rust-src; and bpf-linker, which is built under `target/tools`. The gateway itself is built with the object
     /// beside the sources and needs none of this.
     Ebpf(ebpf::Options),
+    /// Run the attack table, and print what came of each group.
+    ///
+    /// The rows are in `tests/attacks/`: what hostile clients and upstreams send, and what must come of it.
+    Attacks,
     /// Run the gateway and its end-to-end tests on other kernels, under software emulation.
     ///
     /// Debian's kernels 5.10, 6.1, 6.12 and the newest are fetched as packages into `target/vm`, without touching the
     /// system, and booted with the tests inside, with TLS in the kernel and in user space.
     Vm(vm::Options),
+    /// Compare the gateway with nginx, HAProxy and Apache on this machine: CPU, memory and latency.
+    ///
+    /// Starts everything itself, runs all of them in turn, and writes a table here, and JSON, HTML and a chart to
+    /// `target/bench`. Figures are only as quiet as the machine; CPU per unit is what noise changes least.
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +62,8 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(&options),
         Command::Test(options) => check::run(&options),
         Command::Ebpf(options) => ebpf::command(&options),
+        Command::Bench(options) => bench::run(&options),
+        Command::Attacks => attacks::run(),
         Command::Vm(options) => vm::command(&options),
     };
     match result {

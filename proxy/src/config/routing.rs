@@ -17,6 +17,28 @@ impl Config {
         find(&self.routes, host, path)
     }
 
+    /// Whether two names are served with the same certificate. A request for one must not come over a connection that
+    /// was made for the other (RFC 9110 §7.4).
+    #[must_use]
+    pub fn is_same_site(&self, one: &str, other: &str) -> bool {
+        self.site(one) == self.site(other)
+    }
+
+    /// Index of the certificate for `host`; the default one has what nobody else has. Exact names come first.
+    fn site(&self, host: &str) -> usize {
+        let host = without_root(host);
+        let parent = host.find('.').map_or("", |at| &host[at..]);
+        let find = |wanted: &dyn Fn(&str) -> bool| {
+            self.certificates.iter().position(|site| site.names.iter().any(|name| wanted(name)))
+        };
+        find(&|name| name.eq_ignore_ascii_case(host))
+            .or_else(|| {
+                let is_parent = |own: &str| !parent.is_empty() && own.eq_ignore_ascii_case(parent);
+                find(&|name| name.strip_prefix('*').is_some_and(is_parent))
+            })
+            .unwrap_or(0)
+    }
+
     /// Whether any route could serve `host`; a redirect must not repeat a host that is not ours.
     #[must_use]
     pub fn knows_host(&self, host: &str) -> bool {

@@ -147,12 +147,14 @@ async fn requests<N: Network>(
         session.live.set_doing(Doing::Request);
         // Names are those of the configuration at the time when the request is complete.
         let generation = Rc::clone(&core.generation.borrow());
+        let server_name = session.server_name.clone();
         let facts = Facts {
             client: peer.client,
             source: peer.source,
             door,
             config: &generation.shared.config,
             is_draining: &core.is_draining,
+            server_name: server_name.as_deref(),
         };
         let mut record = new_record(peer.source, session);
         let plan = match read_head(session, &facts, &mut record).await {
@@ -166,8 +168,8 @@ async fn requests<N: Network>(
                 record.reason = Some(refusal.to_string());
                 refuse(session, refusal, (version, close, to_head), &mut record).await
             }
-            Plan::Redirect { reply, close } => {
-                record.status = 308;
+            Plan::Answer { status, reply, close } => {
+                record.status = status;
                 let after = send(session, &reply, close).await;
                 session.on_answered_here();
                 after

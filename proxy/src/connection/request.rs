@@ -22,14 +22,16 @@ pub(super) struct Facts<'a> {
     pub door: Door,
     pub config: &'a Config,
     pub is_draining: &'a Cell<bool>,
+    /// What the client asked for in its handshake, where there is a choice of certificates.
+    pub server_name: Option<&'a str>,
 }
 
 /// What is done with a request.
 pub(super) enum Plan {
     /// The gateway answers.
     Refuse { refusal: Refusal, version: Version, close: bool, to_head: bool },
-    /// The plain listener answers.
-    Redirect { reply: Vec<u8>, close: bool },
+    /// The gateway answers, and nothing is wrong: a redirect, or what it says of itself.
+    Answer { status: u16, reply: Vec<u8>, close: bool },
     /// The application answers.
     Forward(Box<Forward>),
 }
@@ -111,6 +113,17 @@ fn decide(head: &RequestHead<'_, '_>, facts: &Facts<'_>, record: &mut Record) ->
         return redirect(head, port, facts.is_draining.get()).unwrap_or_else(refuse);
     }
     let host = head.host().to_ascii_lowercase();
+    if let Some(name) = facts.server_name
+        && !facts.config.is_same_site(name, &host)
+    {
+        return refuse(Refusal::Misdirected);
+    }
+    if head.is_for_gateway() {
+        let close = has_body || !head.keep_alive || facts.is_draining.get();
+        let mut reply = Vec::new();
+        reply::write_options(head.version, close, &mut reply);
+        return Plan::Answer { status: 204, reply, close };
+    }
     let seen = String::from_utf8_lossy(&head.target.seen);
     let Some(route) = facts.config.route(&host, &seen) else {
         return refuse(Refusal::NoRoute);
@@ -179,7 +192,7 @@ fn redirect(head: &RequestHead<'_, '_>, port: u16, is_draining: bool) -> Result<
     let target = format!("{}{}", head.target.path, head.target.query);
     let mut reply = Vec::new();
     reply::write_redirect((head.host(), port), &target, head.version, close, &mut reply);
-    Ok(Plan::Redirect { reply, close })
+    Ok(Plan::Answer { status: 308, reply, close })
 }
 
 /// How long the answer to a request on `route` may take.

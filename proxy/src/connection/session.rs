@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::{Core, Door};
 use crate::buffers::Class;
 use crate::config::{Offload, Service, Splice};
-use crate::handshake::{Handshake, HandshakeError, Progress};
+use crate::handshake::{Handshake, HandshakeError, Progress, Witness};
 use crate::ktls;
 use crate::ktls::kernel::{self, HandoverError};
 use crate::message::Version;
@@ -27,12 +27,14 @@ pub(super) struct Session<T: Transport> {
     pub tls: TlsPath,
     /// Why it is not the kernel that runs the record layer.
     pub tls_reason: Option<UserReason>,
-    /// Measures the connection, when it is measured.
-    pub gauge: Option<Rc<Gauge>>,
     /// Tells others how the connection does.
     pub live: Arc<Live>,
     /// Whether bulk data may move inside the kernel.
     pub splice: Splice,
+    /// Measures the connection, when it is measured.
+    pub gauge: Option<Rc<Gauge>>,
+    /// The name that the client asked for in its handshake, where there is a choice of certificates.
+    pub server_name: Option<Rc<str>>,
 }
 
 impl<T: Transport> Session<T> {
@@ -51,7 +53,14 @@ impl<T: Transport> Session<T> {
             reader.forbid_splicing();
             writer.forbid_splicing();
         }
-        Self { watch, reader, writer, tls, tls_reason, splice, gauge: None, live: Arc::clone(live) }
+        let live = Arc::clone(live);
+        let (gauge, server_name) = (None, None);
+        Self { watch, reader, writer, tls, tls_reason, live, splice, gauge, server_name }
+    }
+
+    /// Whether a TLS key has protected so many records that the connection should end at the next opportunity.
+    pub(super) fn is_key_worn(&self) -> bool {
+        self.reader.is_key_worn() || self.writer.is_key_worn()
     }
 
     /// Has the connection measured from now on.
@@ -66,11 +75,6 @@ impl<T: Transport> Session<T> {
         if let Some(gauge) = &self.gauge {
             gauge.swallowed(Direction::Up);
         }
-    }
-
-    /// Whether a TLS key has protected so many records that the connection should end at the next opportunity.
-    pub(super) fn is_key_worn(&self) -> bool {
-        self.reader.is_key_worn() || self.writer.is_key_worn()
     }
 }
 
@@ -127,7 +131,13 @@ pub(super) async fn establish<N: Network>(
         let writer = Writer::plain(Rc::clone(&watch), io, buffers(), write_timeout);
         return Ok(Session::new(watch, reader, writer, (TlsPath::None, None), door.splice, live));
     }
-    let tls = config.tls.clone().ok_or(SessionError::NoCertificate)?;
+    let mut tls = config.tls.clone().ok_or(SessionError::NoCertificate)?;
+    let mut witness = None;
+    if config.certificates.len() > 1 {
+        let (seen, watched) = Witness::of(&tls);
+        (witness, tls) = (Some(seen), watched);
+    }
+    let server_name = || witness.as_ref().and_then(|seen| seen.name()).map(Rc::from);
     // Decided before the first byte: for the kernel nothing may be read beyond the handshake.
     let mut reason = match door.offload {
         Offload::Never => UserReason::Configured,
@@ -175,14 +185,9 @@ pub(super) async fn establish<N: Network>(
                             let writer =
                                 Writer::kernel(watched(), io, buffers(), write_timeout, sealer);
                             let path = (TlsPath::Kernel, None);
-                            return Ok(Session::new(
-                                watch,
-                                reader,
-                                writer,
-                                path,
-                                door.splice,
-                                live,
-                            ));
+                            let session =
+                                Session::new(watch, reader, writer, path, door.splice, live);
+                            return Ok(Session { server_name: server_name(), ..session });
                         }
                         Err(HandoverError::Refused(established, error)) => {
                             tracing::debug!("TLS stays in user space: {error}");
@@ -195,7 +200,8 @@ pub(super) async fn establish<N: Network>(
                 let reader = Reader::tls(Rc::clone(&watch), io.clone(), buffers(), opener, input);
                 let writer = Writer::tls(Rc::clone(&watch), io, buffers(), write_timeout, sealer);
                 let path = (TlsPath::User, Some(reason));
-                return Ok(Session::new(watch, reader, writer, path, door.splice, live));
+                let session = Session::new(watch, reader, writer, path, door.splice, live);
+                return Ok(Session { server_name: server_name(), ..session });
             }
             Err(HandshakeError::PlainHttp) => {
                 let mut reply = Vec::new();

@@ -4,6 +4,8 @@
 //! stays in the caller's buffer, unopened, for the record layer that takes over. That is what a handover of the keys to
 //! the kernel needs, and the user-space record layer needs it just as much: bytes that rustls had opened would be lost.
 
+mod witness;
+
 use std::sync::Arc;
 
 use rustls::kernel::KernelConnection;
@@ -11,6 +13,8 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError};
 use rustls::{ExtractedSecrets, ServerConfig};
 use thiserror::Error;
+
+pub use witness::Witness;
 
 use crate::limits::{HANDSHAKE_BYTES_MAX, RECORD_HEADER_BYTES, RECORD_WIRE_MAX};
 use crate::message::request::looks_like_http;

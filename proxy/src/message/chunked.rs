@@ -25,6 +25,9 @@ pub enum ChunkError {
     /// A line of the framing does not end in CRLF, or holds a control byte.
     #[error("a chunk is not delimited by CRLF")]
     Delimiter,
+    /// An extension is not a name with or without a value.
+    #[error("a chunk extension is malformed")]
+    Extension,
     /// Extensions and trailers in all exceed [`OVERHEAD_BYTES_MAX`].
     #[error("chunk extensions and trailers exceed {OVERHEAD_BYTES_MAX} bytes")]
     Overhead,
@@ -36,7 +39,7 @@ pub enum ChunkError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Size { size: u64, digits: u8 },
-    Extension { size: u64 },
+    Extension { size: u64, part: Part },
     SizeLf { size: u64 },
     Data { left: u64 },
     DataCr,
@@ -47,6 +50,44 @@ enum State {
     TrailerLf,
     EndLf,
     End,
+}
+
+/// Where an extension stands: `;name`, `;name=token` or `;name="text"`, without blanks (RFC 9112 §7.1.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// Behind the semicolon.
+    Start,
+    Name,
+    /// Behind the equals sign.
+    ValueStart,
+    Token,
+    Quoted,
+    /// Behind a backslash.
+    Escaped,
+    /// Behind the closing quote.
+    QuotedEnd,
+}
+
+impl Part {
+    /// Whether the extension may end here.
+    fn is_complete(self) -> bool {
+        matches!(self, Self::Name | Self::Token | Self::QuotedEnd)
+    }
+
+    fn next(self, byte: u8) -> Result<Self, ChunkError> {
+        let is_text = byte == b'\t' || byte >= 0x20 && byte != 0x7f;
+        Ok(match (self, byte) {
+            (Self::Quoted, b'"') => Self::QuotedEnd,
+            (Self::Quoted, b'\\') => Self::Escaped,
+            (Self::Quoted | Self::Escaped, _) if is_text => Self::Quoted,
+            (Self::Name, b'=') => Self::ValueStart,
+            (Self::ValueStart, b'"') => Self::Quoted,
+            (part, b';') if part.is_complete() => Self::Start,
+            (Self::Start | Self::Name, _) if is_token_byte(byte) => Self::Name,
+            (Self::ValueStart | Self::Token, _) if is_token_byte(byte) => Self::Token,
+            _ => return Err(ChunkError::Extension),
+        })
+    }
 }
 
 /// Where a chunked body stands.
@@ -134,16 +175,18 @@ impl Decoder {
                 State::Size { size: size << 4 | u64::from(digit), digits: digits + 1 }
             }
             (State::Size { digits: 0, .. }, _) => return Err(ChunkError::Size),
-            (State::Size { size, .. } | State::Extension { size }, b'\r') => State::SizeLf { size },
+            (State::Size { size, .. }, b'\r') => State::SizeLf { size },
+            (State::Extension { size, part }, b'\r') if part.is_complete() => {
+                State::SizeLf { size }
+            }
             (State::Size { size, .. }, b';') => {
                 self.count_overhead()?;
-                State::Extension { size }
+                State::Extension { size, part: Part::Start }
             }
             (State::Size { .. }, _) => return Err(ChunkError::Size),
-            (State::Extension { size }, _) => {
+            (State::Extension { size, part }, _) => {
                 self.count_overhead()?;
-                text(byte, ChunkError::Delimiter)?;
-                State::Extension { size }
+                State::Extension { size, part: part.next(byte)? }
             }
             (State::SizeLf { size: 0 }, b'\n') => State::TrailerStart,
             (State::SizeLf { size }, b'\n') => State::Data { left: size },
@@ -159,7 +202,7 @@ impl Decoder {
             (State::TrailerValue, b'\r') => State::TrailerLf,
             (State::TrailerValue, _) => {
                 self.count_overhead()?;
-                text(byte, ChunkError::Trailer)?;
+                text(byte)?;
                 State::TrailerValue
             }
             (State::TrailerLf, b'\n') => State::TrailerStart,
@@ -174,8 +217,8 @@ impl Decoder {
     }
 }
 
-fn text(byte: u8, error: ChunkError) -> Result<(), ChunkError> {
-    if byte < 0x20 && byte != b'\t' || byte == 0x7f { Err(error) } else { Ok(()) }
+fn text(byte: u8) -> Result<(), ChunkError> {
+    if byte < 0x20 && byte != b'\t' || byte == 0x7f { Err(ChunkError::Trailer) } else { Ok(()) }
 }
 
 /// The line before a chunk of `len` bytes. `len` must not be 0: that would be the last chunk.
@@ -229,7 +272,7 @@ mod tests {
 
     #[test]
     fn the_example_of_the_rfc_with_extensions_and_trailers() {
-        let body = b"4;a=b\r\nWiki\r\n5\r\npedia\r\n000;x=\"y\"\r\nExpires: never\r\n\r\nGET /";
+        let body = b"4;a=b;c\r\nWiki\r\n5;d=\"\\\";\"\r\npedia\r\n000;x=\"y\"\r\nExpires: never\r\n\r\nGET /";
         for cut in 1..body.len() {
             let whole = decode(body, &[cut]).unwrap();
             assert_eq!(whole, (b"Wikipedia".to_vec(), body.len() - 5, true));
@@ -238,7 +281,7 @@ mod tests {
 
     #[test]
     fn what_parsers_disagree_about_is_refused_whole_and_byte_by_byte() {
-        let cases: [(&[u8], ChunkError); 14] = [
+        let cases: [(&[u8], ChunkError); 20] = [
             (b"\r\n", ChunkError::Size),
             (b"0x4\r\nWiki", ChunkError::Size),
             (b" 4\r\nWiki", ChunkError::Size),
@@ -249,7 +292,13 @@ mod tests {
             (b"4\r\rWiki", ChunkError::Delimiter),
             (b"4\r\nWikiX\r\n", ChunkError::Delimiter),
             (b"4\r\nWiki\n0\r\n\r\n", ChunkError::Delimiter),
-            (b"4;a\nb\r\nWiki\r\n", ChunkError::Delimiter),
+            (b"4;a\nb\r\nWiki\r\n", ChunkError::Extension),
+            (b"4;\r\nWiki\r\n", ChunkError::Extension),
+            (b"4;[x]\r\nWiki\r\n", ChunkError::Extension),
+            (b"4;a=\r\nWiki\r\n", ChunkError::Extension),
+            (b"4;a=\"b\r\nWiki\r\n", ChunkError::Extension),
+            (b"4;a=\"b\"c\r\nWiki\r\n", ChunkError::Extension),
+            (b"4;a =b\r\nWiki\r\n", ChunkError::Extension),
             (b"0\r\n X: y\r\n\r\n", ChunkError::Trailer),
             (b"0\r\nX : y\r\n\r\n", ChunkError::Trailer),
             (b"0\r\nX: y\n\r\n", ChunkError::Trailer),

@@ -134,9 +134,25 @@ pub fn role(name: &str) -> Role {
         "trailer",
         "upgrade",
     ];
-    const IDENTITY: [&str; 4] =
-        ["forwarded", "x-client-certificate", "x-client-verified", "x-real-ip"];
-    const PROTECTED: [&str; 9] = [
+    // Where the client is, who it is, and what it asks for, as other gateways and their applications spell it.
+    const IDENTITY: [&str; 15] = [
+        "cf-connecting-ip",
+        "client-ip",
+        "forwarded",
+        "remote-user",
+        "true-client-ip",
+        "x-client-certificate",
+        "x-client-ip",
+        "x-client-verified",
+        "x-cluster-client-ip",
+        "x-http-method-override",
+        "x-original-url",
+        "x-real-ip",
+        "x-remote-user",
+        "x-rewrite-url",
+        "x-ssl-client-cert",
+    ];
+    const PROTECTED: [&str; 12] = [
         "authorization",
         "cache-control",
         "content-encoding",
@@ -144,8 +160,11 @@ pub fn role(name: &str) -> Role {
         "cookie",
         "guacamole-token",
         "guacamole-tunnel-token",
+        "location",
         "origin",
         "range",
+        "set-cookie",
+        "www-authenticate",
     ];
     let is = |list: &[&str]| list.iter().any(|entry| name.eq_ignore_ascii_case(entry));
     if name.eq_ignore_ascii_case("transfer-encoding") || is(&HOP_BY_HOP) {
@@ -209,6 +228,8 @@ mod tests {
         assert_eq!(role("X-FORWARDED-FOR"), Role::Identity);
         assert_eq!(role("x_forwarded_for"), Role::Identity);
         assert_eq!(role("REMOTE_USER"), Role::Identity);
+        assert_eq!(role("Remote-User"), Role::Identity);
+        assert_eq!(role("X-Original-URL"), Role::Identity);
         assert_eq!(role("Cookie"), Role::Protected);
         assert_eq!(role("Accept"), Role::EndToEnd);
     }

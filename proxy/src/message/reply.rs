@@ -32,6 +32,9 @@ pub enum Refusal {
     /// No route for this host and path.
     #[error("no route")]
     NoRoute,
+    /// The connection was made for another site.
+    #[error("the Host field names another site than the handshake did")]
+    Misdirected,
     /// The route's access rules.
     #[error("the address is not allowed")]
     AccessDenied,
@@ -69,6 +72,7 @@ impl Refusal {
             | Self::BodyTimeout
             | Self::BodyTooLarge(_)
             | Self::NoRoute
+            | Self::Misdirected
             | Self::AccessDenied
             | Self::OriginDenied
             | Self::PlainHttp => Fault::Downstream,
@@ -89,6 +93,7 @@ impl Refusal {
             Self::HeadTimeout | Self::BodyTimeout => (408, "Request Timeout"),
             Self::BodyTooLarge(_) => (413, "Content Too Large"),
             Self::NoRoute => (404, "Not Found"),
+            Self::Misdirected => (421, "Misdirected Request"),
             Self::AccessDenied | Self::OriginDenied => (403, "Forbidden"),
             Self::Unreachable | Self::UpstreamClosed | Self::Response(_) | Self::TooManyInterim => {
                 (502, "Bad Gateway")
@@ -108,6 +113,7 @@ impl Refusal {
             | Self::BodyTooLarge(_)
             | Self::PlainHttp => true,
             Self::NoRoute
+            | Self::Misdirected
             | Self::AccessDenied
             | Self::OriginDenied
             | Self::Unreachable
@@ -138,6 +144,17 @@ fn request_status(error: RequestError) -> (u16, &'static str) {
     }
 }
 
+/// The methods that people use; those of WebDAV pass too.
+const ALLOW: &[u8] = b"Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n";
+
+/// Appends the answer to an OPTIONS that asks the gateway itself.
+pub fn write_options(version: Version, close: bool, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"HTTP/1.1 204 No Content\r\n");
+    out.extend_from_slice(ALLOW);
+    write_connection(version, close, out);
+    out.extend_from_slice(b"\r\n");
+}
+
 /// Appends a whole reply. Its body is one line that names nothing internal.
 pub fn write_refusal(
     refusal: Refusal,
@@ -160,7 +177,7 @@ pub fn write_refusal(
         ),
     );
     match status {
-        405 => out.extend_from_slice(b"Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n"),
+        405 => out.extend_from_slice(ALLOW),
         502 | 504 => out.extend_from_slice(b"Retry-After: 2\r\n"),
         _ => {}
     }

@@ -157,6 +157,15 @@ impl<'s, 'b> RequestHead<'s, 'b> {
         split_authority(self.authority).map_or("", |(host, _)| host)
     }
 
+    /// Whether it asks the gateway itself, not the application: the server as a whole (RFC 9110 §9.3.7), or whoever it
+    /// has come to when it may not be forwarded any further (§7.6.2).
+    #[must_use]
+    pub fn is_for_gateway(&self) -> bool {
+        self.method == "OPTIONS"
+            && (self.target.path == "*"
+                || self.field("max-forwards").and_then(|left| left.parse().ok()) == Some(0_u64))
+    }
+
     /// Whether doing it twice is the same as doing it once (RFC 9110 §9.2.2).
     #[must_use]
     pub fn is_idempotent(&self) -> bool {
@@ -232,7 +241,9 @@ fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
     match port.strip_prefix(':') {
         None if port.is_empty() => Some((host, None)),
         Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
-            Some((host, Some(digits.parse().ok()?)))
+            // Nothing listens on port 0 (RFC 6335 §6).
+            let port = digits.parse().ok().filter(|&port| port != 0)?;
+            Some((host, Some(port)))
         }
         _ => None,
     }

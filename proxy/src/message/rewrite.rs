@@ -67,7 +67,13 @@ pub fn write_request(
         // Handshake fields without a valid handshake would let the application see an upgrade that we do not.
         let is_stray = request.websocket_key.is_none()
             && starts_with_ignore_case(field.name, "sec-websocket-");
-        if forwards && !is_stray && !is_edited(edits, field.name) {
+        if request.method == "OPTIONS" && field.name.eq_ignore_ascii_case("max-forwards") {
+            // RFC 9110 §7.6.2: one less for each hop. What is no number limits nothing.
+            let left = std::str::from_utf8(field.value).ok().and_then(|left| left.parse().ok());
+            if let Some(left) = left.and_then(|left: u64| left.checked_sub(1)) {
+                append(out, format_args!("Max-Forwards: {left}\r\n"));
+            }
+        } else if forwards && !is_stray && !is_edited(edits, field.name) {
             write_field(out, field.name, field.value);
         }
     }
@@ -380,6 +386,17 @@ mod tests {
     }
 
     #[test]
+    fn each_hop_takes_one_from_max_forwards_of_options_only() {
+        let with = |method: &str, left: &str| {
+            let bytes = format!("{method} / HTTP/1.1\r\nHost: h\r\nMax-Forwards: {left}\r\n\r\n");
+            request(&bytes, SAME, false, &HeaderEdits::default())
+        };
+        assert!(with("OPTIONS", "5").contains("\r\nMax-Forwards: 4\r\n"));
+        assert!(!with("OPTIONS", "x").contains("Max-Forwards"));
+        assert!(with("GET", "5").contains("\r\nMax-Forwards: 5\r\n"));
+    }
+
+    #[test]
     fn the_prefix_is_mapped_and_edits_apply() {
         let edits =
             HeaderEdits { remove: vec!["x-old".into()], set: vec![("X-New".into(), "1".into())] };
@@ -455,11 +472,12 @@ mod tests {
 
     #[test]
     fn a_response_loses_its_hop_and_gets_ours() {
-        let bytes = "HTTP/1.1 200 Fine\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nServer: T\r\n\
+        let bytes = "HTTP/1.1 200 Fine\r\nConnection: close, X-Hop, Set-Cookie\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nServer: T\r\n\
+                     Set-Cookie: a=b\r\n\
                      Strict-Transport-Security: max-age=9\r\nTransfer-Encoding: chunked\r\n\r\n";
         assert_eq!(
             response(bytes, SAME, Framing::Chunked, true),
-            "HTTP/1.1 200 Fine\r\nServer: T\r\nStrict-Transport-Security: max-age=1\r\n\
+            "HTTP/1.1 200 Fine\r\nServer: T\r\nSet-Cookie: a=b\r\nStrict-Transport-Security: max-age=1\r\n\
              Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
         );
     }

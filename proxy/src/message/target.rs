@@ -20,7 +20,7 @@ pub enum TargetError {
     /// `%` without two hexadecimal digits.
     #[error("the target contains an incomplete percent-encoding")]
     Encoding,
-    /// An encoded slash, backslash, control byte or NUL in the path.
+    /// An encoded slash, backslash, control byte or NUL in the path, or encoded bytes that are no UTF-8.
     #[error("the path contains an encoded byte that servers read differently")]
     EncodedByte,
     /// `.`, `..` or an empty segment.
@@ -53,6 +53,10 @@ impl<'b> Target<'b> {
             return Err(TargetError::Byte);
         }
         let seen = seen(path)?;
+        // `%c0%ae` is a dot to decoders that allow more bytes than needed.
+        if std::str::from_utf8(&seen).is_err() {
+            return Err(TargetError::EncodedByte);
+        }
         let mut segments = seen[1..].split(|&byte| byte == b'/').peekable();
         while let Some(segment) = segments.next() {
             let is_last = segments.peek().is_none();
@@ -197,6 +201,8 @@ mod tests {
             ("/a%00", TargetError::EncodedByte),
             ("/a%252e", TargetError::EncodedByte),
             ("/a%3b/b", TargetError::EncodedByte),
+            ("/a%c0%ae", TargetError::EncodedByte),
+            ("/a%e9", TargetError::EncodedByte),
             ("/a%", TargetError::Encoding),
             ("/a%2", TargetError::Encoding),
             ("/a%zz", TargetError::Encoding),

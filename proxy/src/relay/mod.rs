@@ -48,4 +48,6 @@ impl RelayError {
 }
 
 #[cfg(test)]
+mod splice_tests;
+#[cfg(test)]
 mod tests;

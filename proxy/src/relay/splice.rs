@@ -31,18 +31,24 @@ pub(super) async fn splice<T: Transport, U: Transport>(
         let outcome = match flow.next() {
             Next::Fill(count) => {
                 let result = source.fill(pipe.get(), count);
-                if let Ok(count) = result {
+                let filled = result.as_ref().ok().copied();
+                let outcome = flow.on_filled(result);
+                // Before anything can end this: a pipe with bytes in it must not be used again.
+                pipe.is_drained = flow.is_drained();
+                if let Some(count) = filled {
                     from.on_spliced(count).map_err(from_error)?;
                 }
-                flow.on_filled(result)
+                outcome
             }
             Next::Drain(count) => {
                 to.update_key().await.map_err(to_error)?;
                 let result = sink.drain(pipe.get(), count);
-                if let Ok(count) = result {
-                    to.on_spliced(count);
+                if let Ok(count) = &result {
+                    to.on_spliced(*count);
                 }
-                flow.on_drained(result)
+                let outcome = flow.on_drained(result);
+                pipe.is_drained = flow.is_drained();
+                outcome
             }
             Next::AwaitSource => {
                 let Some(pacer) = pacer.as_deref_mut().filter(|_| source.tells_readiness()) else {
@@ -67,11 +73,9 @@ pub(super) async fn splice<T: Transport, U: Transport>(
                 Ok(())
             }
             Next::Done => {
-                pipe.is_drained = true;
                 return Ok(Some(left));
             }
         };
-        pipe.is_drained = flow.is_drained();
         match outcome {
             Ok(()) => {}
             Err(Stop::Unsuitable) => return Ok(Some(left - flow.left())),

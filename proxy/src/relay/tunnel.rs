@@ -109,7 +109,9 @@ async fn direction<T: Transport, U: Transport>(
                 may_splice = false;
                 break;
             };
-            touch();
+            if count > 0 {
+                touch();
+            }
             if moved + count < BULK_BYTES_MIN {
                 from.end_bulk();
             } else if !source.tells_readiness() {

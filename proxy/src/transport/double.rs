@@ -12,14 +12,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::fs::File;
 use std::future::{Future, poll_fn};
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
 use super::{Buffer, KernelTls, Owned, Splicer, Transport};
+use crate::pipes::Pipe;
 
 /// What one call does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +94,7 @@ struct End {
     receiving: Half,
     sending: Half,
     closed: Cell<bool>,
+    spliceable: Cell<bool>,
     random: Cell<Option<u64>>,
 }
 
@@ -177,6 +180,11 @@ impl Double {
             Mood::Smooth => None,
             Mood::Rough(seed) => Some(seed),
         });
+    }
+
+    /// Lets bytes move between this end and a pipe.
+    pub fn allow_splicing(&self) {
+        self.own().spliceable.set(true);
     }
 
     /// Lets go of what a [`Step::Hold`] at the front of the script holds.
@@ -391,7 +399,7 @@ impl Transport for Double {
     }
 
     fn splicer(&self) -> Option<&dyn Splicer> {
-        None
+        if self.own().spliceable.get() { Some(self) } else { None }
     }
 
     fn cookie(&self) -> Option<u64> {
@@ -400,6 +408,36 @@ impl Transport for Double {
 
     fn kernel_tls(&self) -> Option<&dyn KernelTls> {
         None
+    }
+}
+
+/// Calls follow the same scripts and moods as those that receive and send; the pipe is a real one.
+impl Splicer for Double {
+    fn fill(&self, pipe: &Pipe, count: usize) -> io::Result<usize> {
+        let mut buffer = Buffer::with_capacity(count);
+        match self.poll_recv(&mut buffer, count) {
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+            Poll::Ready(result) => {
+                File::from(pipe.write.try_clone()?).write_all(buffer.filled())?;
+                result
+            }
+        }
+    }
+
+    fn fill_opened(&self, pipe: &Pipe, count: usize) -> io::Result<usize> {
+        self.fill(pipe, count)
+    }
+
+    fn drain(&self, pipe: &Pipe, count: usize) -> io::Result<usize> {
+        let Poll::Ready(decided) = self.decide(Direction::Send, count) else {
+            return Err(io::ErrorKind::WouldBlock.into());
+        };
+        let mut bytes = vec![0; decided?];
+        File::from(pipe.read.try_clone()?).read_exact(&mut bytes)?;
+        self.0.peer().inbox.borrow_mut().extend(&bytes);
+        self.own().sent.borrow_mut().extend(&bytes);
+        self.0.wake();
+        Ok(bytes.len())
     }
 }
 

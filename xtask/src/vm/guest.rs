@@ -1,5 +1,6 @@
-//! Inside a guest: what is run there, and what its console says about it.
+//! A guest: how it is booted, and what its console says.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::path::Path;
@@ -9,71 +10,20 @@ use tlsplice_fixtures::{Error, Result};
 
 use super::Unpacked;
 use super::kernel::{Kernel, Tls};
-
-/// What is run in each guest.
-#[derive(Clone, Copy)]
-pub(crate) struct Plan<'a> {
-    /// The first of [`OFFLOADS`], or all.
-    pub(crate) offloads: &'a [&'a str],
-    /// Part of the names of tests.
-    pub(crate) filter: Option<&'a str>,
-}
-
-/// Where the gateway lies.
-pub(super) const GATEWAY: &str = "/t/debug/tlsplice";
-
-/// Test programs that run on a kernel alone, without Tomcat and browser.
-pub(super) const SUITES: [&str; 9] =
-    ["ebpf", "http", "identity", "operations", "records", "refusals", "splice", "tls", "websocket"];
-
-/// Values of `offload` that everything is run with. Kernels that cannot do what the first asks for do as the second.
-pub(crate) const OFFLOADS: [&str; 2] = ["always", "never"];
-
-/// Time for one test program, in seconds; emulation is slow, and its host is busy.
-const SUITE_SECONDS: u32 = 240;
+use super::plan::{DONE, Extent, Plan};
 
 /// Time for a guest, in seconds.
-const GUEST_SECONDS: u32 = 1200;
-
-/// The last words of a guest that has done everything.
-const DONE: &str = "GUEST-DONE";
+const GUEST_SECONDS: u32 = 1800;
 
 /// Connections that the kernel must have taken over before a run counts as one through the kernel.
 const KERNEL_CONNECTIONS_MIN: u64 = 100;
-
-/// The place of a test program. Tests look for what they share three levels above themselves.
-pub(super) fn suite(name: &str) -> String {
-    format!("/t/debug/deps/{name}")
-}
-
-/// What the guest runs as its first process.
-pub(super) fn script(modules: &[&str], plan: Plan<'_>) -> String {
-    let modules = modules.join(" ");
-    let (offloads, suites) = (plan.offloads.join(" "), SUITES.join(" "));
-    let filter = plan.filter.unwrap_or_default();
-    format!(
-        "#!/bin/busybox sh\n\
-         /bin/busybox --install -s /bin\n\
-         export PATH=/bin HOME=/root RUST_BACKTRACE=0 TLSPLICE_TEST_BINARY={GATEWAY}\n\
-         mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp\n\
-         mkdir -p /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup || echo \"PROBLEM cgroup2\"\n\
-         ip link set lo up; ulimit -n 16384\n\
-         for module in {modules}; do insmod /modules/$module.ko || echo \"PROBLEM module $module\"; done\n\
-         echo \"KERNEL $(uname -r)\"\n\
-         {GATEWAY} --version | sed 's/^/VERSION /'\n\
-         for offload in {offloads}; do for suite in {suites}; do\n\
-         echo \"SUITE $offload $suite\"\n\
-         TLSPLICE_TEST_OFFLOAD=$offload timeout {SUITE_SECONDS} /t/debug/deps/$suite --test-threads=2 {filter} 2>&1\n\
-         done; echo \"CONNECTIONS $offload $(grep -w TlsTxSw /proc/net/tls_stat)\"; done\n\
-         echo {DONE}\n\
-         reboot -f\n"
-    )
-}
 
 /// What a guest found.
 pub(super) struct Verdict {
     passed: u64,
     failed: u64,
+    /// What the modes cost: the run, the name of a figure, and the figure.
+    pub(super) costs: Vec<(String, String, f64)>,
     /// Why it is no success.
     pub(super) problems: Vec<String>,
 }
@@ -99,10 +49,24 @@ pub(super) fn boot(
     initramfs: &Path,
     plan: Plan<'_>,
 ) -> Result<Verdict> {
-    let output = Command::new("timeout")
+    let log = directory.join(format!("console-{}.log", kernel.name));
+    let failed = || format!("cannot write {}", log.display());
+    let console = fs::File::create(&log).map_err(Error::io(failed()))?;
+    // Its exit status tells less than the last words on the console.
+    Command::new("timeout")
         .arg(GUEST_SECONDS.to_string())
-        .args(["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"])
+        .args(["qemu-system-x86_64", "-cpu", "max"])
+        .args(
+            match plan.extent {
+                // Time is counted in instructions: one for each nanosecond.
+                Extent::Cost => "-accel tcg,thread=single -smp 1 -icount shift=0,sleep=off",
+                Extent::Full | Extent::Short => "-accel tcg,thread=multi -smp 2",
+            }
+            .split(' '),
+        )
         .args(["-m", "1024", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
+        // The host's loopback is 10.0.2.2 there.
+        .args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="])
         .args(["-serial", "stdio", "-kernel"])
         .arg(&unpacked.image)
         .arg("-initrd")
@@ -110,59 +74,82 @@ pub(super) fn boot(
         // The first process is named outright: kernels may have the interpreter of scripts as a module.
         .args(["-append", "console=ttyS0 quiet panic=-1 nokaslr rdinit=/bin/busybox -- sh /init"])
         .stdin(Stdio::null())
-        .output()
+        .stdout(console)
+        .status()
         .map_err(Error::io("cannot run qemu-system-x86_64 (package qemu-system-x86)"))?;
-    let console = String::from_utf8_lossy(&output.stdout).replace('\r', "");
-    let log = directory.join(format!("console-{}.log", kernel.name));
-    fs::write(&log, &console).map_err(Error::io(format!("cannot write {}", log.display())))?;
-    let mut verdict = judge(&console, kernel.tls, plan);
+    let console = fs::read(&log).map_err(Error::io(format!("cannot read {}", log.display())))?;
+    let console = String::from_utf8_lossy(&console).replace('\r', "");
+    let mut verdict = judge(&console, kernel, plan);
     if !verdict.is_good() {
         verdict.problems.push(format!("the console is in {}", log.display()));
     }
     Ok(verdict)
 }
 
-fn judge(console: &str, expected: Tls, plan: Plan<'_>) -> Verdict {
-    let mut verdict = Verdict { passed: 0, failed: 0, problems: Vec::new() };
-    let (mut section, mut results) = (String::new(), 0);
-    let (mut connections, mut capabilities) = (Vec::new(), Vec::new());
+fn judge(console: &str, kernel: &Kernel, plan: Plan<'_>) -> Verdict {
+    let expected = kernel.tls;
+    let mut verdict = Verdict { passed: 0, failed: 0, costs: Vec::new(), problems: Vec::new() };
+    let (mut planned, mut seen) = (BTreeSet::new(), BTreeSet::new());
+    let mut connections = BTreeMap::new();
+    let mut capabilities = Vec::new();
     for line in console.lines() {
-        if let Some(name) = line.strip_prefix("SUITE ") {
-            name.clone_into(&mut section);
+        if let Some(test) = line.strip_prefix("PLANNED ") {
+            planned.insert(test);
         } else if let Some(problem) = line.strip_prefix("PROBLEM ") {
             verdict.problems.push(problem.to_owned());
         } else if let Some(text) = line.strip_prefix("VERSION TLS ") {
             capabilities.push(text.to_owned());
         } else if let Some(text) = line.strip_prefix("CONNECTIONS ") {
-            let count = text.rsplit(|byte: char| !byte.is_ascii_digit()).next();
-            connections.push(count.and_then(|count| count.parse::<u64>().ok()).unwrap_or(0));
-        } else if line.starts_with("test result: ") {
-            results += 1;
-        } else if let Some(rest) = line.strip_prefix("test ") {
-            if rest.ends_with("... ok") {
+            let (name, count) = text.split_once(' ').unwrap_or((text, ""));
+            let count = count.rsplit(|byte: char| !byte.is_ascii_digit()).next();
+            connections.insert(name, count.and_then(|count| count.parse().ok()).unwrap_or(0));
+        } else if let Some(text) = line.strip_prefix("COST ") {
+            let mut words = text.splitn(3, ' ');
+            let mut word = || words.next().unwrap_or_default().to_owned();
+            let (run, name) = (word(), word());
+            match word().parse() {
+                Ok(figure) => verdict.costs.push((run, name, figure)),
+                Err(_) => verdict.problems.push(format!("no figure: {text}")),
+            }
+        } else if let Some(text) = line.strip_prefix("RESULT ") {
+            let (status, rest) = text.split_once(' ').unwrap_or((text, ""));
+            let (test, time) = rest.rsplit_once(' ').unwrap_or((rest, ""));
+            if !seen.insert(test) {
+                verdict.problems.push(format!("{test} ran twice"));
+            }
+            if status == "0" {
                 verdict.passed += 1;
-            } else if let Some(name) = rest.strip_suffix(" ... FAILED") {
+            } else {
                 verdict.failed += 1;
-                verdict.problems.push(format!("failed: {section} {name}"));
+                verdict.problems.push(format!("failed: {test} (status {status}, {time})"));
             }
         }
     }
     if !console.lines().any(|line| line == DONE) {
-        verdict.problems.push(format!("the guest ended within `{section}`"));
+        verdict.problems.push("the guest ended too early".to_owned());
     }
-    let suites = plan.offloads.len() * SUITES.len();
-    if results != suites {
-        verdict.problems.push(format!("{results} of {suites} test programs came to a result"));
+    for test in planned.symmetric_difference(&seen) {
+        verdict.problems.push(format!("no result: {test}"));
+    }
+    let runs = plan.runs(kernel);
+    for (run, suite) in runs.iter().flat_map(|run| run.suites.iter().map(move |suite| (run, suite)))
+    {
+        // With a filter, a suite may have nothing that fits it.
+        let prefix = format!("{} {suite} ", run.name);
+        if plan.filter.is_none() && !planned.iter().any(|test| test.starts_with(&prefix)) {
+            verdict.problems.push(format!("no tests: {prefix}"));
+        }
     }
     if capabilities_of(&capabilities) != Some(expected) {
         verdict
             .problems
             .push(format!("{expected:?} was expected, but: {}", capabilities.join("; ")));
     }
-    let by_kernel = connections.first().copied().unwrap_or(0);
+    let by_kernel: u64 = connections.values().copied().max().unwrap_or(0);
     let is_enough = by_kernel >= KERNEL_CONNECTIONS_MIN;
     // With a filter too little may run to expect much of it.
-    if expected != Tls::None && !is_enough && plan.filter.is_none() {
+    let is_tested = plan.filter.is_none() && plan.extent != Extent::Cost;
+    if expected != Tls::None && !is_enough && is_tested {
         verdict.problems.push(format!("the kernel took over {by_kernel} connections only"));
     }
     verdict
@@ -185,30 +172,44 @@ fn capabilities_of(lines: &[String]) -> Option<Tls> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::kernel;
 
-    const PLAN: Plan<'_> = Plan { offloads: &OFFLOADS, filter: None };
+    const PLAN: Plan<'_> = Plan { extent: Extent::Short, filter: None, tomcat_port: 0 };
+
+    const OLDEST: &Kernel = &kernel::ALL[0];
 
     fn console(middle: &str) -> String {
         let mut text = "VERSION TLS in user space, at more CPU: no module\n".to_owned();
-        for _ in 0..OFFLOADS.len() * SUITES.len() {
-            text.push_str(
-                "SUITE always http\ntest a ... ok\ntest result: ok. 1 passed; 0 failed\n",
-            );
+        for run in PLAN.runs(OLDEST) {
+            for suite in run.suites {
+                let test = format!("{} {suite} a", run.name);
+                text.push_str(&format!("PLANNED {test}\nRESULT 0 {test} 1s\n"));
+            }
         }
         text + middle + DONE + "\n"
     }
 
     #[test]
     fn a_console_without_a_problem_is_good() {
-        assert!(judge(&console(""), Tls::None, PLAN).is_good());
+        let verdict = judge(&console(""), OLDEST, PLAN);
+        assert!(verdict.is_good(), "{:?}", verdict.problems);
     }
 
     #[test]
-    fn failures_panics_and_other_capabilities_are_not() {
-        assert!(!judge(&console("test b ... FAILED\n"), Tls::None, PLAN).is_good());
-        assert!(!judge(&console("PROBLEM module tls\n"), Tls::None, PLAN).is_good());
-        assert!(!judge(&console(""), Tls::Keys, PLAN).is_good());
-        assert!(!judge("Kernel panic", Tls::None, PLAN).is_good());
-        assert!(!judge(&console("").replace(DONE, ""), Tls::None, PLAN).is_good());
+    fn failures_missing_results_panics_and_other_capabilities_are_not() {
+        for middle in [
+            "PLANNED r s t\nRESULT 101 r s t 1s\n",
+            "PLANNED r s t\nRESULT unseen r s t 1s\n",
+            "PLANNED r s t\n",
+            "RESULT 0 r s t 1s\n",
+            "PLANNED r s t\nRESULT 0 r s t 1s\nRESULT 0 r s t 1s\n",
+            "PROBLEM module tls\n",
+        ] {
+            assert!(!judge(&console(middle), OLDEST, PLAN).is_good(), "{middle}");
+        }
+        assert!(!judge(&console(""), &kernel::ALL[1], PLAN).is_good());
+        assert!(!judge("Kernel panic", OLDEST, PLAN).is_good());
+        assert!(!judge(&console("").replace(DONE, ""), OLDEST, PLAN).is_good());
+        assert!(!judge(&console("").replace(" tls ", " other "), OLDEST, PLAN).is_good());
     }
 }

@@ -1,12 +1,14 @@
 //! The file system that a guest starts with: a cpio archive in the format `newc`
 //! (`Documentation/driver-api/early-userspace/buffer-format.rst`).
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use tlsplice_fixtures::{Error, Result};
 
-use super::{Program, Unpacked, guest, kernel};
+use super::kernel::Kernel;
+use super::{Program, Unpacked, kernel, plan};
 
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
@@ -16,21 +18,17 @@ const CHARACTER_DEVICE: u32 = 0o020_600;
 /// Writes the archive for a kernel and returns its place.
 pub(super) fn write(
     directory: &Path,
-    name: &str,
+    kernel: &Kernel,
     unpacked: &Unpacked,
     programs: &[Program],
-    plan: guest::Plan<'_>,
+    plan: plan::Plan<'_>,
 ) -> Result<PathBuf> {
     let read =
         |path: &Path| fs::read(path).map_err(Error::io(format!("cannot read {}", path.display())));
     let mut archive = Archive::default();
-    for path in
-        ["bin", "dev", "etc", "modules", "proc", "root", "run", "sys", "t", "t/tests", "tmp"]
-    {
-        archive.add(path, DIRECTORY, &[]);
+    for path in ["bin", "dev", "etc", "modules", "proc", "root", "run", "sys", "tmp", "t/tests"] {
+        archive.add_directory(Path::new(path));
     }
-    archive.add("t/debug", DIRECTORY, &[]);
-    archive.add("t/debug/deps", DIRECTORY, &[]);
     archive.add_device("dev/console", 5, 1);
     archive.add("bin/busybox", PROGRAM, &read(&unpacked.busybox)?);
     archive.add("etc/passwd", FILE, b"root:x:0:0::/root:/bin/sh\n");
@@ -40,11 +38,15 @@ pub(super) fn write(
         archive.add(&format!("modules/{name}.ko"), FILE, bytes);
     }
     for program in programs {
-        archive.add(program.place.trim_start_matches('/'), PROGRAM, &read(&program.file)?);
+        let place = program.place.trim_start_matches('/');
+        archive.add_directory(Path::new(place).parent().unwrap_or(Path::new("")));
+        archive.add(place, PROGRAM, &read(&program.file)?);
     }
     let names: Vec<&str> = modules.iter().map(|(name, _)| name.as_str()).collect();
-    archive.add("init", PROGRAM, guest::script(&names, plan).as_bytes());
-    let path = directory.join(format!("initramfs-{name}.cpio"));
+    let script = plan::script(&names, &plan.runs(kernel), plan);
+    archive.add("init", PROGRAM, script.as_bytes());
+    archive.add(plan::ONE_TEST_PLACE, PROGRAM, plan::one_test().as_bytes());
+    let path = directory.join(format!("initramfs-{}.cpio", kernel.name));
     fs::write(&path, archive.finish())
         .map_err(Error::io(format!("cannot write {}", path.display())))?;
     Ok(path)
@@ -53,12 +55,22 @@ pub(super) fn write(
 #[derive(Default)]
 struct Archive {
     bytes: Vec<u8>,
+    directories: BTreeSet<PathBuf>,
     entries: u32,
 }
 
 impl Archive {
     fn add(&mut self, name: &str, mode: u32, content: &[u8]) {
         self.entry(name, mode, content, (0, 0));
+    }
+
+    /// With those above it, each once.
+    fn add_directory(&mut self, path: &Path) {
+        let Some(above) = path.parent() else { return };
+        self.add_directory(above);
+        if self.directories.insert(path.to_owned()) {
+            self.add(&path.display().to_string(), DIRECTORY, &[]);
+        }
     }
 
     fn add_device(&mut self, name: &str, major: u32, minor: u32) {
@@ -107,6 +119,15 @@ impl Archive {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn directories_come_once_and_before_what_is_in_them() {
+        let mut archive = Archive::default();
+        archive.add_directory(Path::new("a/b"));
+        archive.add_directory(Path::new("a/c"));
+        assert_eq!(archive.entries, 3);
+        assert!(archive.directories.contains(Path::new("a")));
+    }
 
     #[test]
     fn entries_are_aligned_and_end_with_a_trailer() {

@@ -3,24 +3,32 @@
 //! The end-to-end tests are built static and run inside, in each path of the record layer. Software emulation is slow but
 //! runs everywhere; what is measured in it is right or wrong, never fast or slow.
 
+mod foreign;
 mod guest;
 mod initramfs;
 mod kernel;
 mod packages;
+mod plan;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Instant;
 
-use tlsplice_fixtures::{Error, Result};
+use tlsplice_fixtures::tomcat::Tomcat;
+use tlsplice_fixtures::{Error, Result, packages as fixtures, pattern};
 
 use crate::tools;
-use guest::Plan;
 use kernel::Kernel;
+use plan::{Extent, Plan};
 
 /// Debian packages that the lane runs on.
 const TOOLS: &[&str] = &["qemu-system-x86", "xz-utils"];
+
+/// A file that Tomcat serves to a test in each guest, and its size in bytes.
+const LARGE_FILE: &str = "guest.bin";
+const LARGE_FILE_BYTES: usize = 3_000_000;
 
 /// Which kernels, and which tests.
 #[derive(clap::Args)]
@@ -32,26 +40,34 @@ pub(crate) struct Options {
     /// Only tests whose name contains this.
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
+
+    /// Count the instructions that each mode costs instead, on 6.12 or the kernel that is named.
+    #[arg(long, conflicts_with = "filter")]
+    cost: bool,
 }
 
 /// Runs the lane as the command does.
 pub(crate) fn command(options: &Options) -> Result<ExitCode> {
-    let plan = Plan { offloads: &guest::OFFLOADS, filter: options.filter.as_deref() };
-    let is_good = run(&options.kernel, plan)?;
+    let is_good = match options.cost {
+        true if options.kernel == "all" => run("6.12", Extent::Cost, None)?,
+        true => run(&options.kernel, Extent::Cost, None)?,
+        false => run(&options.kernel, Extent::Full, options.filter.as_deref())?,
+    };
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What the test command runs: each kernel with the path that it prefers.
+/// What the test command runs: payload in every mode, everything else in the preferred one.
 pub(crate) fn short() -> Result<bool> {
-    run("all", Plan { offloads: &guest::OFFLOADS[..1], filter: None })
+    run("all", Extent::Short, None)
 }
 
-/// Runs the tests of a plan on the kernel named so, or on all; true when everything passed.
-fn run(name: &str, plan: Plan<'_>) -> Result<bool> {
+/// Runs tests on the kernel named so, or on all; true when everything passed.
+fn run(name: &str, extent: Extent, filter: Option<&str>) -> Result<bool> {
     tools::ensure_packages(TOOLS)?;
     let directory = tools::target().join("vm");
     let archive = packages::Archive::open(&directory)?;
-    let programs = build(&directory)?;
+    let mut programs = build(&directory)?;
+    programs.extend(foreign::programs()?);
     let mut guests = Vec::new();
     for kernel in kernel::ALL.iter().filter(|kernel| name == "all" || kernel.name == name) {
         match kernel.fetch(&archive)? {
@@ -62,13 +78,17 @@ fn run(name: &str, plan: Plan<'_>) -> Result<bool> {
     if guests.is_empty() {
         return Err(Error::failed("no kernel was run"));
     }
+    let tomcat = if extent == Extent::Cost { None } else { Some(start_tomcat(&directory)?) };
+    let tomcat_port = tomcat.as_ref().map_or(0, |tomcat| tomcat.address().port());
+    let plan = Plan { extent, filter, tomcat_port };
     let run = |kernel: &Kernel, unpacked: &Unpacked| {
         let start = Instant::now();
-        let image = initramfs::write(&directory, kernel.name, unpacked, &programs, plan)?;
+        let image = initramfs::write(&directory, kernel, unpacked, &programs, plan)?;
         let verdict = guest::boot(&directory, kernel, unpacked, &image, plan)?;
         let problems: String =
             verdict.problems.iter().map(|line| format!("\n      {line}")).collect();
         eprintln!("    Linux {:<7} {verdict} ({:.0?}){problems}", kernel.name, start.elapsed());
+        print_costs(&verdict.costs);
         Ok(verdict.is_good())
     };
     let mut is_good = true;
@@ -87,6 +107,26 @@ fn run(name: &str, plan: Plan<'_>) -> Result<bool> {
         }
     }
     Ok(is_good)
+}
+
+/// A Tomcat on the loopback of the host, with what a test in each guest fetches from it.
+fn start_tomcat(directory: &Path) -> Result<Tomcat> {
+    fixtures::ensure(fixtures::TOMCAT)?;
+    let tomcat = Tomcat::start(&directory.join("tomcat"))?;
+    let file = tomcat.webapp().join(LARGE_FILE);
+    fs::write(&file, pattern::bytes(LARGE_FILE_BYTES))
+        .map_err(Error::io(format!("cannot write {}", file.display())))?;
+    Ok(tomcat)
+}
+
+fn print_costs(costs: &[(String, String, f64)]) {
+    for (run, name, figure) in costs {
+        println!(
+            "{:<16} {:<40} {figure:>10.2}",
+            run.split('@').next().unwrap_or(run),
+            name.replace('_', " ")
+        );
+    }
 }
 
 /// A program for the guest, with its place there.
@@ -135,13 +175,13 @@ fn build(directory: &Path) -> Result<Vec<Program>> {
         let is_test = message["profile"]["test"] == true;
         let kind = message["target"]["kind"][0].as_str().unwrap_or_default();
         let place = match (kind, is_test) {
-            ("bin", false) if name == "tlsplice" => guest::GATEWAY.to_owned(),
-            ("test", true) if guest::SUITES.contains(&name) => guest::suite(name),
+            ("bin", false) if name == "tlsplice" => plan::GATEWAY.to_owned(),
+            ("test", true) if plan::programs().any(|known| known == name) => plan::suite(name),
             _ => continue,
         };
         programs.push(Program { file: PathBuf::from(file), place });
     }
-    if programs.len() == guest::SUITES.len() + 1 {
+    if programs.len() == plan::programs().count() + 1 {
         return Ok(programs);
     }
     let places: Vec<&str> = programs.iter().map(|program| program.place.as_str()).collect();

@@ -1,0 +1,548 @@
+use std::collections::VecDeque;
+use std::io;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Interest, Poll, Token};
+
+use super::Front;
+use super::socket::{Socket, Tls};
+use super::{Fronts, Group, SETUP, Tally, Work, failed};
+use crate::origin::{field, head_end};
+use crate::{clock, echo};
+
+/// Connections that are not ready yet, at most: more would overflow the queues of the listeners.
+const OPENING_MAX: usize = 64;
+/// Turns of one connection before the others get theirs.
+const TURNS: usize = 16;
+/// Messages that the schedule releases before answers are read.
+const RELEASED_MAX: usize = 64;
+const BUFFER: usize = 128 * 1024;
+/// Full TLS, resumed TLS and RSA are told apart by configuration.
+const HOST: &str = "localhost";
+const RSA_HOST: &str = "rsa.test";
+
+/// All connections of all groups.
+pub struct Client {
+    poll: Poll,
+    groups: Vec<State>,
+    fronts: Fronts,
+    slots: Vec<Slot>,
+    again: Vec<usize>,
+    buffer: Vec<u8>,
+    filler: Vec<u8>,
+    ready: usize,
+    opening: usize,
+    resumed: u64,
+}
+
+struct State {
+    group: Group,
+    tls: Option<Tls>,
+    request: Vec<u8>,
+    frame: Vec<u8>,
+    tally: Tally,
+    first: usize,
+    /// Messages that the schedule has released so far.
+    released: u64,
+}
+
+struct Slot {
+    group: usize,
+    socket: Option<Socket>,
+    is_connected: bool,
+    is_ready: bool,
+    output: Vec<u8>,
+    written: usize,
+    /// Bytes of a request body still to go.
+    upload: u64,
+    input: Vec<u8>,
+    stage: Stage,
+    /// When what is awaited began, or was due.
+    since: VecDeque<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Head,
+    Body(u64),
+    Tunnel(usize),
+    Stream,
+}
+
+impl Client {
+    /// Connects all groups and brings them to where they begin to work.
+    ///
+    /// # Errors
+    /// When that does not happen in time, or a connection ends.
+    pub fn open(groups: &[Group], fronts: Fronts) -> io::Result<Self> {
+        let mut states = Vec::new();
+        let mut slots = Vec::new();
+        for (index, group) in groups.iter().enumerate() {
+            let resumed = matches!(group.work, Work::Connect { resumed: true });
+            let host = if group.front == Front::Rsa { RSA_HOST } else { HOST };
+            let tls = match group.front {
+                Front::Plain => None,
+                Front::Tls | Front::Rsa => Some(Tls::new(host, resumed)?),
+            };
+            let frame = match group.work {
+                Work::Echo { bytes } | Work::Paced { bytes, .. } => echo::masked(bytes),
+                _ => echo::masked(128),
+            };
+            states.push(State {
+                group: group.clone(),
+                tls,
+                request: request(&group.work, host),
+                frame,
+                tally: Tally::new(),
+                first: slots.len(),
+                released: 0,
+            });
+            slots.extend((0..group.connections).map(|_| Slot::new(index)));
+        }
+        let mut client = Self {
+            poll: Poll::new()?,
+            groups: states,
+            fronts,
+            slots,
+            again: Vec::new(),
+            buffer: vec![0; BUFFER],
+            filler: vec![b'u'; BUFFER],
+            ready: 0,
+            opening: 0,
+            resumed: 0,
+        };
+        let deadline = Instant::now() + SETUP;
+        let mut next = 0;
+        while client.ready < client.slots.len() {
+            while next < client.slots.len() && client.opening < OPENING_MAX {
+                client.connect(next)?;
+                next += 1;
+            }
+            client.step(Duration::from_millis(100))?;
+            if Instant::now() > deadline {
+                let (ready, all) = (client.ready, client.slots.len());
+                return Err(failed(format!(
+                    "only {ready} of {all} connections were ready in time"
+                )));
+            }
+        }
+        Ok(client)
+    }
+
+    /// Works for `window` and returns what each group did in it.
+    ///
+    /// # Errors
+    /// When a connection ends that should not.
+    pub fn run(&mut self, window: Duration) -> io::Result<Vec<Tally>> {
+        for state in &mut self.groups {
+            state.tally = Tally::new();
+            state.released = 0;
+        }
+        let begun = clock::now();
+        let end = begun + nanoseconds(window);
+        while clock::now() < end {
+            let next = self.release(begun)?.min(end);
+            // Timers of the kernel's poll are whole milliseconds: the rest is waited out by looking again.
+            let left = next.saturating_sub(clock::now());
+            let pause = if left < 1_000_000 { 0 } else { left };
+            self.step(Duration::from_nanos(pause))?;
+        }
+        Ok(self.groups.iter().map(|state| state.tally.clone()).collect())
+    }
+
+    /// Bodies are counted in bytes and told in GB; everything else is counted as what it is.
+    #[must_use]
+    pub fn bytes_per_unit(&self) -> f64 {
+        match self.groups.first().map(|state| &state.group.work) {
+            Some(Work::Download { .. } | Work::Upload { .. }) => 1e9,
+            _ => 1.0,
+        }
+    }
+
+    /// Whether the first group resumes sessions.
+    #[must_use]
+    pub fn is_resuming(&self) -> bool {
+        let first = self.groups.first().map(|state| &state.group.work);
+        matches!(first, Some(Work::Connect { resumed: true }))
+    }
+
+    /// Handshakes so far that resumed a session.
+    #[must_use]
+    pub fn resumed(&self) -> u64 {
+        self.resumed
+    }
+
+    /// Sends what is due; returns when the next message is.
+    fn release(&mut self, begun: u64) -> io::Result<u64> {
+        let mut next = u64::MAX;
+        for index in 0..self.groups.len() {
+            let state = &self.groups[index];
+            let Work::Paced { per_second, .. } = state.group.work else { continue };
+            let connections = state.group.connections as u64;
+            let gap = (1_000_000_000 / (per_second * connections).max(1)).max(1);
+            // Whoever falls behind must still read, and must still end.
+            for _ in 0..RELEASED_MAX {
+                let state = &mut self.groups[index];
+                let due = begun + state.released * gap;
+                if due > clock::now() {
+                    break;
+                }
+                let which =
+                    state.first + usize::try_from(state.released % connections).unwrap_or_default();
+                state.released += 1;
+                let slot = &mut self.slots[which];
+                slot.since.push_back(due);
+                slot.output.extend_from_slice(&state.frame);
+                if slot.socket.is_some() {
+                    self.write(which)?;
+                }
+            }
+            next = next.min(begun + self.groups[index].released * gap);
+        }
+        Ok(next)
+    }
+
+    fn step(&mut self, pause: Duration) -> io::Result<()> {
+        let mut events = Events::with_capacity(1024);
+        let pause = if self.again.is_empty() { pause } else { Duration::ZERO };
+        match self.poll.poll(&mut events, Some(pause)) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+        for slot in std::mem::take(&mut self.again) {
+            self.turn(slot)?;
+        }
+        for event in &events {
+            let Token(slot) = event.token();
+            if !self.slots[slot].is_connected {
+                if !event.is_writable() {
+                    continue;
+                }
+                if let Some(socket) = &self.slots[slot].socket {
+                    socket.on_connected()?;
+                }
+                self.slots[slot].is_connected = true;
+            }
+            self.turn(slot)?;
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self, slot: usize) -> io::Result<()> {
+        let state = &self.groups[self.slots[slot].group];
+        let address = self.fronts.address(state.group.front);
+        let mut socket = Socket::connect(address, state.tls.as_ref())?;
+        let both = Interest::READABLE | Interest::WRITABLE;
+        self.poll.registry().register(&mut socket.tcp, Token(slot), both)?;
+        let entry = &mut self.slots[slot];
+        entry.socket = Some(socket);
+        entry.is_connected = false;
+        entry.ask(state);
+        if !entry.is_ready {
+            self.opening += 1;
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self, slot: usize) -> io::Result<()> {
+        for _ in 0..TURNS {
+            self.write(slot)?;
+            if self.is_uploading(slot) {
+                self.on_ready(slot);
+            }
+            let entry = &mut self.slots[slot];
+            let Some(socket) = &mut entry.socket else { return Ok(()) };
+            let read = match socket.read(&mut self.buffer) {
+                Ok(0) => {
+                    return Err(failed("a gateway closed a connection that was in use"));
+                }
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            self.on_bytes(slot, read)?;
+        }
+        self.again.push(slot);
+        Ok(())
+    }
+
+    fn write(&mut self, slot: usize) -> io::Result<()> {
+        let entry = &mut self.slots[slot];
+        let state = &mut self.groups[entry.group];
+        let Some(socket) = &mut entry.socket else { return Ok(()) };
+        if !entry.is_connected {
+            return Ok(());
+        }
+        // A body that is uploaded shares the thread with everybody else.
+        for _ in 0..TURNS {
+            let (bytes, is_body) = if entry.written < entry.output.len() {
+                (&entry.output[entry.written..], false)
+            } else if entry.upload > 0 {
+                let length = usize::try_from(entry.upload).unwrap_or(usize::MAX);
+                (&self.filler[..length.min(self.filler.len())], true)
+            } else {
+                break;
+            };
+            match socket.write(bytes) {
+                Ok(written) if is_body => {
+                    entry.upload -= written as u64;
+                    state.tally.units += written as u64;
+                }
+                Ok(written) => entry.written += written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        if entry.upload > 0 {
+            self.again.push(slot);
+        }
+        if entry.written == entry.output.len() {
+            entry.output.clear();
+            entry.written = 0;
+        }
+        socket.flush()
+    }
+
+    fn on_bytes(&mut self, slot: usize, read: usize) -> io::Result<()> {
+        let mut bytes = std::mem::take(&mut self.buffer);
+        let result = self.consume(slot, &bytes[..read]);
+        std::mem::swap(&mut self.buffer, &mut bytes);
+        result
+    }
+
+    fn consume(&mut self, slot: usize, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let entry = &mut self.slots[slot];
+            let state = &mut self.groups[entry.group];
+            match entry.stage {
+                Stage::Head => {
+                    let before = entry.input.len();
+                    entry.input.extend_from_slice(bytes);
+                    let Some(end) = head_end(&entry.input) else { return Ok(()) };
+                    bytes = &bytes[end - before..];
+                    let head = String::from_utf8_lossy(&entry.input[..end]).into_owned();
+                    entry.input.clear();
+                    self.on_head(slot, &head)?;
+                }
+                Stage::Body(left) => {
+                    let taken = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+                    bytes = &bytes[taken..];
+                    if matches!(state.group.work, Work::Download { .. }) {
+                        state.tally.units += taken as u64;
+                    }
+                    entry.stage = Stage::Body(left - taken as u64);
+                    if left == taken as u64 {
+                        self.on_response(slot)?;
+                    }
+                }
+                Stage::Tunnel(left) => {
+                    let taken = left.min(bytes.len());
+                    bytes = &bytes[taken..];
+                    entry.stage = Stage::Tunnel(left - taken);
+                    if left == taken {
+                        self.on_message(slot)?;
+                    }
+                }
+                Stage::Stream => {
+                    entry.input.extend_from_slice(bytes);
+                    bytes = &[];
+                    for late in stamps(&mut entry.input, clock::now()) {
+                        state.tally.on_unit(late);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn on_head(&mut self, slot: usize, head: &str) -> io::Result<()> {
+        let entry = &mut self.slots[slot];
+        let state = &self.groups[entry.group];
+        let status = head.split(' ').nth(1).unwrap_or_default();
+        match state.group.work {
+            Work::Echo { .. } | Work::Paced { .. } | Work::Idle => {
+                if status != "101" {
+                    return Err(failed(format!("a WebSocket was answered with {status}")));
+                }
+                entry.stage = Stage::Tunnel(state.answer());
+                // The first message proves the tunnel; the schedule takes over from there.
+                entry.output.extend_from_slice(&state.frame);
+                entry.since.clear();
+                entry.since.push_back(clock::now());
+                return Ok(());
+            }
+            _ if status != "200" => {
+                return Err(failed(format!("a request was answered with {status}")));
+            }
+            Work::Stream => {
+                entry.stage = Stage::Stream;
+                self.on_ready(slot);
+                return Ok(());
+            }
+            _ => {}
+        }
+        let length = field(head, "content-length").and_then(|text| text.parse().ok());
+        let length: u64 = length.ok_or_else(|| failed("a response has no Content-Length"))?;
+        entry.stage = Stage::Body(length);
+        if matches!(state.group.work, Work::Download { .. } | Work::Upload { .. }) {
+            self.on_ready(slot);
+        }
+        if length == 0 { self.on_response(slot) } else { Ok(()) }
+    }
+
+    fn on_response(&mut self, slot: usize) -> io::Result<()> {
+        self.on_ready(slot);
+        let entry = &mut self.slots[slot];
+        let state = &mut self.groups[entry.group];
+        let begun = entry.since.pop_front().unwrap_or_default();
+        let took = clock::now().saturating_sub(begun);
+        match state.group.work {
+            Work::Download { .. } | Work::Upload { .. } => {
+                state.tally.latency.saturating_record(took)
+            }
+            Work::Connect { .. } => {
+                state.tally.on_unit(took);
+                if let Some(socket) = entry.socket.take() {
+                    self.resumed += u64::from(socket.is_resumed());
+                    socket.close();
+                }
+                return self.connect(slot);
+            }
+            _ => state.tally.on_unit(took),
+        }
+        entry.ask(state);
+        self.write(slot)
+    }
+
+    fn on_message(&mut self, slot: usize) -> io::Result<()> {
+        let was_ready = self.slots[slot].is_ready;
+        self.on_ready(slot);
+        let entry = &mut self.slots[slot];
+        let state = &mut self.groups[entry.group];
+        let begun = entry.since.pop_front().unwrap_or_default();
+        if was_ready {
+            state.tally.on_unit(clock::now().saturating_sub(begun));
+        }
+        entry.stage = Stage::Tunnel(state.answer());
+        if matches!(state.group.work, Work::Echo { .. }) {
+            entry.since.push_back(clock::now());
+            entry.output.extend_from_slice(&state.frame);
+            return self.write(slot);
+        }
+        Ok(())
+    }
+
+    /// An upload is at work as soon as some of it is sent; its answer may be a minute away.
+    fn is_uploading(&self, slot: usize) -> bool {
+        let entry = &self.slots[slot];
+        matches!(self.groups[entry.group].group.work, Work::Upload { bytes } if entry.upload < bytes)
+    }
+
+    fn on_ready(&mut self, slot: usize) {
+        if !self.slots[slot].is_ready {
+            self.slots[slot].is_ready = true;
+            self.ready += 1;
+            self.opening -= 1;
+        }
+    }
+}
+
+impl State {
+    /// Length of the echo of a message.
+    fn answer(&self) -> usize {
+        match self.group.work {
+            Work::Echo { bytes } | Work::Paced { bytes, .. } => echo::unmasked_length(bytes),
+            _ => echo::unmasked_length(128),
+        }
+    }
+}
+
+impl Slot {
+    fn new(group: usize) -> Self {
+        Self {
+            group,
+            socket: None,
+            is_connected: false,
+            is_ready: false,
+            output: Vec::new(),
+            written: 0,
+            upload: 0,
+            input: Vec::new(),
+            stage: Stage::Head,
+            since: VecDeque::new(),
+        }
+    }
+
+    /// The next request.
+    fn ask(&mut self, state: &State) {
+        self.output.extend_from_slice(&state.request);
+        if let Work::Upload { bytes } = state.group.work {
+            self.upload = bytes;
+        }
+        self.stage = Stage::Head;
+        self.since.clear();
+        self.since.push_back(clock::now());
+    }
+}
+
+/// As a browser asks, with the fields that a gateway has to look at.
+fn request(work: &Work, host: &str) -> Vec<u8> {
+    let common = format!(
+        "Host: {host}\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0\r\n\
+         Accept: text/html,application/xhtml+xml,*/*;q=0.8\r\nAccept-Language: en-US,en;q=0.5\r\n\
+         Cookie: JSESSIONID=0123456789ABCDEF0123456789ABCDEF\r\n"
+    );
+    let text = match work {
+        Work::Get { path } => format!("GET {path} HTTP/1.1\r\n{common}\r\n"),
+        Work::Connect { .. } => format!("GET /small HTTP/1.1\r\n{common}\r\n"),
+        Work::Download { bytes } => format!("GET /bytes/{bytes} HTTP/1.1\r\n{common}\r\n"),
+        Work::Upload { bytes } => {
+            format!("POST /sink HTTP/1.1\r\n{common}Content-Length: {bytes}\r\n\r\n")
+        }
+        Work::Stream => format!("GET /stream HTTP/1.1\r\n{common}\r\n"),
+        Work::Echo { .. } | Work::Paced { .. } | Work::Idle => format!(
+            "GET /ws HTTP/1.1\r\n{common}Connection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        ),
+    };
+    text.into_bytes()
+}
+
+/// The ages of the whole stamps in `input`, which keeps what may be the beginning of another.
+fn stamps(input: &mut Vec<u8>, now: u64) -> Vec<u64> {
+    let mut ages = Vec::new();
+    let mut from = 0;
+    while let Some(at) = input[from..].iter().position(|byte| *byte == clock::MARK) {
+        let start = from + at + 1;
+        let Some(digits) = input.get(start..start + clock::DIGITS) else {
+            input.drain(..from + at);
+            return ages;
+        };
+        let stamp = std::str::from_utf8(digits).ok().and_then(|text| text.parse::<u64>().ok());
+        ages.extend(stamp.map(|stamp| now.saturating_sub(stamp)));
+        from = start + clock::DIGITS;
+    }
+    input.clear();
+    ages
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stamps_are_found_however_the_bytes_are_cut() {
+        let chunk = clock::stamped();
+        for cut in 1..chunk.len() {
+            let mut input = chunk[..cut].to_vec();
+            let mut found = stamps(&mut input, u64::MAX / 2);
+            input.extend_from_slice(&chunk[cut..]);
+            found.extend(stamps(&mut input, u64::MAX / 2));
+            assert_eq!(found.len(), 1, "cut at {cut}");
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What was found, for people and for programs.
+
+mod chart;
+mod html;
+mod table;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde::Serialize;
+use tlsplice_fixtures::{Error, Result};
+
+use crate::run::Outcome;
+
+pub use chart::summary as summary_chart;
+pub use html::page;
+pub use table::{advice, bars, details};
+
+/// Everything about one run of the benchmark.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Day, UTC.
+    pub date: String,
+    /// Processor, cores, kernel.
+    pub machine: String,
+    /// Programs by name.
+    pub versions: Vec<(String, String)>,
+    /// Runs of each gateway and point.
+    pub runs: usize,
+    /// Seconds that counted in each.
+    pub window_seconds: f64,
+    /// What was found.
+    pub outcomes: Vec<Outcome>,
+}
+
+impl Report {
+    /// Writes `report.json`, `report.html` and `summary.svg`.
+    ///
+    /// # Errors
+    /// When the directory cannot be written.
+    pub fn write(&self, directory: &Path) -> Result<()> {
+        let json = serde_json::to_string_pretty(self)
+            .map_err(|error| Error::failed(format!("cannot write JSON: {error}")))?;
+        for (name, text) in [
+            ("report.json", json),
+            ("report.html", page(self)),
+            ("summary.svg", summary_chart(self)),
+        ] {
+            let path = directory.join(name);
+            fs::write(&path, text)
+                .map_err(Error::io(format!("cannot write {}", path.display())))?;
+        }
+        Ok(())
+    }
+}
+
+/// Processor, cores, memory and kernel, in one line.
+#[must_use]
+pub fn machine() -> String {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
+        .map_or("unknown processor", |(_, name)| name.trim());
+    let cores = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let is_virtual = cpuinfo
+        .lines()
+        .any(|line| line.starts_with("flags") && line.split(' ').any(|flag| flag == "hypervisor"));
+    let kind = if is_virtual { "virtual machine, " } else { "" };
+    format!("{kind}{cores} x {model}, Linux {}, loopback", kernel.trim())
+}
+
+/// Today, UTC.
+#[must_use]
+pub fn today() -> String {
+    let output = Command::new("date").args(["--utc", "+%Y-%m-%d"]).output();
+    output
+        .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        .unwrap_or_default()
+}

@@ -1,0 +1,228 @@
+//! What is run in a guest, and the scripts that run it there.
+
+use super::kernel::{Kernel, Tls};
+
+/// Where the gateway lies.
+pub(super) const GATEWAY: &str = "/t/debug/tlsplice";
+
+/// Test programs that run on a kernel alone, without Tomcat and browser.
+pub(super) const SUITES: [&str; 13] = [
+    "matrix",
+    "records",
+    "splice",
+    "tls",
+    "wire",
+    "guest",
+    "foreign",
+    "ebpf",
+    "websocket",
+    "http",
+    "identity",
+    "operations",
+    "refusals",
+];
+
+/// The program that counts instructions.
+const COST: [&str; 1] = ["cost"];
+
+/// Everything that is put into guests.
+pub(super) fn programs() -> impl Iterator<Item = &'static str> {
+    SUITES.into_iter().chain(COST)
+}
+
+/// How many of them are about how payload moves, and so about modes, and how many about anything of the kernel.
+const SUITES_OF_PAYLOAD: usize = 4;
+const SUITES_OF_KERNELS: usize = 8;
+
+/// Leaves out what takes longest in emulation.
+const LONG_TESTS: &str =
+    "--skip a_thousand_connections --skip the_largest_body --skip leave_nothing_behind";
+
+/// Time for one test, in seconds; emulation is slow, and its host is busy.
+const TEST_SECONDS: u32 = 180;
+
+/// Largest packets of the loopback device: as it comes, and as on Ethernet, where records fall apart into segments.
+const MTU: u32 = 65_536;
+const MTU_OF_ETHERNET: u32 = 1_500;
+
+/// Who runs the record layer, and how payload is moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    UserCopy,
+    KernelCopy,
+    KernelSplice,
+}
+
+impl Mode {
+    /// The one that is preferred comes first.
+    const ALL: [Self; 3] = [Self::KernelSplice, Self::KernelCopy, Self::UserCopy];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::UserCopy => "user/copy",
+            Self::KernelCopy => "kernel/copy",
+            Self::KernelSplice => "kernel/splice",
+        }
+    }
+
+    /// `offload` and `splice` of the listener.
+    fn keys(self) -> (&'static str, &'static str) {
+        match self {
+            Self::UserCopy => ("never", "never"),
+            Self::KernelCopy => ("always", "never"),
+            Self::KernelSplice => ("always", "auto"),
+        }
+    }
+}
+
+/// How much is run in each guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// Every suite in every mode.
+    Full,
+    /// Payload in every mode, what else is about kernels in the preferred one, and the rest on one kernel.
+    Short,
+    /// No tests: what each mode costs, counted in instructions.
+    Cost,
+}
+
+/// What is run in each guest.
+#[derive(Clone, Copy)]
+pub(crate) struct Plan<'a> {
+    pub(crate) extent: Extent,
+    /// Part of the names of tests.
+    pub(crate) filter: Option<&'a str>,
+    /// Where a Tomcat listens on the loopback of the host.
+    pub(crate) tomcat_port: u16,
+}
+
+/// Suites that are run in one mode, with one size of packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    /// What the console calls it.
+    pub(super) name: String,
+    pub(super) mode: Mode,
+    mtu: u32,
+    pub(super) suites: &'static [&'static str],
+    /// Options that leave tests out.
+    skipped: &'static str,
+}
+
+impl Plan<'_> {
+    /// The runs on a kernel. One that cannot do TLS falls back to user space in each mode: one of them shows it.
+    pub(super) fn runs(self, kernel: &Kernel) -> Vec<Run> {
+        let run = |mode: Mode, mtu: u32, suites, skipped| Run {
+            name: format!("{}@{mtu}", mode.name()),
+            mode,
+            mtu,
+            suites,
+            skipped,
+        };
+        let modes = if kernel.tls == Tls::None { &Mode::ALL[..1] } else { &Mode::ALL };
+        let all = |suites| modes.iter().map(|&mode| run(mode, MTU, suites, "")).collect();
+        match self.extent {
+            Extent::Cost => all(&COST[..]),
+            Extent::Full => {
+                let mut runs: Vec<Run> = all(&SUITES[..]);
+                let ethernet = |&mode| run(mode, MTU_OF_ETHERNET, &SUITES[..1], "");
+                runs.extend(modes.iter().map(ethernet));
+                runs
+            }
+            Extent::Short => {
+                let preferred =
+                    if kernel.is_stable { &SUITES[..] } else { &SUITES[..SUITES_OF_KERNELS] };
+                let mut runs = vec![run(modes[0], MTU, preferred, "")];
+                let brief = |&mode| run(mode, MTU, &SUITES[..SUITES_OF_PAYLOAD], LONG_TESTS);
+                runs.extend(modes[1..].iter().map(brief));
+                runs.push(run(modes[0], MTU_OF_ETHERNET, &SUITES[..1], LONG_TESTS));
+                runs
+            }
+        }
+    }
+}
+
+/// The place of a test program. Tests look for what they share three levels above themselves.
+pub(super) fn suite(name: &str) -> String {
+    format!("/t/debug/deps/{name}")
+}
+
+/// Where the script lies that runs one test.
+pub(super) const ONE_TEST_PLACE: &str = "one-test";
+
+/// Runs one test in a process of its own and says how it ended: its arguments are the run, the suite and the test.
+/// That a test was found and ran is part of success.
+pub(super) fn one_test() -> String {
+    format!(
+        "#!/bin/busybox sh\n\
+         log=/tmp/log.$$; begun=$(cut -d. -f1 /proc/uptime)\n\
+         timeout -s KILL {TEST_SECONDS} /t/debug/deps/$2 --exact $3 --include-ignored --nocapture --test-threads=1 >$log 2>&1\n\
+         status=$?; ended=$(cut -d. -f1 /proc/uptime)\n\
+         if [ $status = 0 ] && ! grep -q '^test result: ok. 1 passed' $log; then status=unseen; fi\n\
+         echo \"RESULT $status $1 $2 $3 $((ended - begun))s\"\n\
+         sed -n \"s|^COST |COST $1 |p\" $log\n\
+         if [ $status != 0 ]; then head -n 100 $log | sed 's/^/  | /'; fi\n\
+         rm $log\n"
+    )
+}
+
+/// What the guest runs as its first process.
+pub(super) fn script(modules: &[&str], runs: &[Run], plan: Plan<'_>) -> String {
+    let modules = modules.join(" ");
+    let filter = plan.filter.unwrap_or_default();
+    let tomcat = plan.tomcat_port;
+    let mut script = format!(
+        "#!/bin/busybox sh\n\
+         /bin/busybox --install -s /bin\n\
+         export PATH=/bin:/usr/bin HOME=/root RUST_BACKTRACE=0 TLSPLICE_TEST_BINARY={GATEWAY} TLSPLICE_TEST_GUEST=1\n\
+         export TLSPLICE_TEST_TOMCAT=10.0.2.2:{tomcat}\n\
+         mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp\n\
+         mkdir -p /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup || echo \"PROBLEM cgroup2\"\n\
+         ulimit -n 16384\n\
+         for module in {modules}; do insmod /modules/$module.ko || echo \"PROBLEM module $module\"; done\n\
+         ip link set lo up; ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0 || echo \"PROBLEM no network\"\n\
+         echo \"KERNEL $(uname -r)\"\n\
+         {GATEWAY} --version | sed 's/^/VERSION /'\n\
+         run() {{\n\
+         name=$1; ip link set lo mtu $2 || echo \"PROBLEM mtu $2\"; shift 2; rm -f /tmp/planned\n\
+         for suite in $*; do\n\
+         /t/debug/deps/$suite --list --format terse $skipped {filter} >/tmp/list || echo \"PROBLEM $suite lists no tests\"\n\
+         sed -n \"s|^\\(.*\\): test\\$|$name $suite \\1|p\" /tmp/list >>/tmp/planned; done\n\
+         sed 's/^/PLANNED /' /tmp/planned\n\
+         sed -n 1p /tmp/planned | xargs -r -n 3 sh /{ONE_TEST_PLACE}\n\
+         sed 1d /tmp/planned | xargs -r -P 2 -n 3 sh /{ONE_TEST_PLACE}\n\
+         echo \"CONNECTIONS $name $(grep -w TlsTxSw /proc/net/tls_stat)\"\n\
+         }}\n"
+    );
+    for Run { name, mode, mtu, suites, skipped } in runs {
+        let (offload, splice) = mode.keys();
+        script.push_str(&format!(
+            "export TLSPLICE_TEST_OFFLOAD={offload} TLSPLICE_TEST_SPLICE={splice}; skipped=\"{skipped}\"\n\
+             run {name} {mtu} {}\n",
+            suites.join(" ")
+        ));
+    }
+    script.push_str(&format!("echo {DONE}\nreboot -f\n"));
+    script
+}
+
+/// The last words of a guest that has done everything.
+pub(super) const DONE: &str = "GUEST-DONE";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::kernel;
+
+    #[test]
+    fn the_short_form_still_moves_payload_in_every_mode() {
+        let plan = Plan { extent: Extent::Short, filter: None, tomcat_port: 0 };
+        let stable = kernel::ALL.iter().find(|kernel| kernel.is_stable).expect("one is");
+        let runs = plan.runs(stable);
+        for mode in Mode::ALL {
+            let suites = runs.iter().filter(|run| run.mode == mode).flat_map(|run| run.suites);
+            assert!(suites.clone().any(|suite| *suite == "matrix"), "{mode:?}");
+        }
+        let in_all: Vec<_> = runs.iter().flat_map(|run| run.suites).collect();
+        assert!(SUITES.iter().all(|suite| in_all.contains(&suite)));
+    }
+}
