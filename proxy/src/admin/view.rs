@@ -80,10 +80,13 @@ impl View {
         look
     }
 
-    /// What the kernel has measured of a connection, or had when it ended a moment ago.
+    /// What the kernel has measured of a connection, or had at its end: that is what will be added to those that have
+    /// ended, and a sum must never fall.
     fn reading(&self, live: &Live) -> Option<Reading> {
-        let now = live.cookie.and_then(|cookie| self.meter.reading(cookie));
-        now.or_else(|| live.last.get().cloned())
+        let last = || live.last.get().cloned();
+        let now = || live.cookie.and_then(|cookie| self.meter.reading(cookie));
+        // It may end between the two.
+        last().or_else(now).or_else(last)
     }
 
     /// The endpoints of the configuration in use: name of the upstream, endpoint, and each worker's counters.

@@ -206,10 +206,9 @@ async fn requests<N: Network>(
 
 /// Counts a request that is over.
 fn count<N: Network>(core: &Core<N>, generation: &Generation<N>, record: &Record) {
-    let route = record.route.as_deref();
-    let route = route.and_then(|name| generation.routes.iter().find(|route| route.name == name));
+    let route = record.route_index.map(|index| &*generation.routes[index]);
     let duration = (record.kind != Kind::Tunnel).then_some(record.total);
-    route.map_or(&core.counters.unrouted, |route| route).on_request(record.status, duration);
+    route.unwrap_or(&core.counters.unrouted).on_request(record.status, duration);
     if let Some(reason) = record.path_reason {
         core.counters.copies[reason as usize].add(1);
     }
@@ -345,6 +344,7 @@ fn new_record<T: crate::transport::Transport>(client: ClientAddr, session: &Sess
         target: String::new(),
         host: String::new(),
         route: None,
+        route_index: None,
         upstream: None,
         status: 0,
         bytes_in: 0,

@@ -27,12 +27,12 @@ pub(super) struct Session<T: Transport> {
     pub tls: TlsPath,
     /// Why it is not the kernel that runs the record layer.
     pub tls_reason: Option<UserReason>,
-    /// Measures the connection, when it is measured.
-    pub gauge: Option<Rc<Gauge>>,
     /// Tells others how the connection does.
     pub live: Arc<Live>,
     /// Whether bulk data may move inside the kernel.
     pub splice: Splice,
+    /// Measures the connection, when it is measured.
+    pub gauge: Option<Rc<Gauge>>,
     /// The name that the client asked for in its handshake, where there is a choice of certificates.
     pub server_name: Option<Rc<str>>,
 }
@@ -53,17 +53,14 @@ impl<T: Transport> Session<T> {
             reader.forbid_splicing();
             writer.forbid_splicing();
         }
-        Self {
-            watch,
-            reader,
-            writer,
-            tls,
-            tls_reason,
-            splice,
-            gauge: None,
-            live: Arc::clone(live),
-            server_name: None,
-        }
+        let live = Arc::clone(live);
+        let (gauge, server_name) = (None, None);
+        Self { watch, reader, writer, tls, tls_reason, live, splice, gauge, server_name }
+    }
+
+    /// Whether a TLS key has protected so many records that the connection should end at the next opportunity.
+    pub(super) fn is_key_worn(&self) -> bool {
+        self.reader.is_key_worn() || self.writer.is_key_worn()
     }
 
     /// Has the connection measured from now on.
@@ -78,11 +75,6 @@ impl<T: Transport> Session<T> {
         if let Some(gauge) = &self.gauge {
             gauge.swallowed(Direction::Up);
         }
-    }
-
-    /// Whether a TLS key has protected so many records that the connection should end at the next opportunity.
-    pub(super) fn is_key_worn(&self) -> bool {
-        self.reader.is_key_worn() || self.writer.is_key_worn()
     }
 }
 

@@ -341,6 +341,23 @@ fn a_connection_that_died_idle_costs_no_request() {
 }
 
 #[test]
+fn requests_are_counted_by_route_without_an_access_log() {
+    run(async {
+        let world = world(4096, Mood::Smooth);
+        let mut client = world.client(&[]);
+        for _ in 0..2 {
+            client.send(&request(b"x", false)).await.expect("the gateway reads");
+            let head = client.head().await.expect("an answer");
+            client.body(&head).await.expect("a body");
+        }
+        // That one is over is certain once the next is answered.
+        let counters = &world.core.counters;
+        assert!(counters.route("*/").requests[2].get() >= 1);
+        assert_eq!(counters.unrouted.requests[2].get(), 0);
+    });
+}
+
+#[test]
 fn draining_makes_each_response_the_last_one() {
     run(async {
         let world = world(1 << 16, Mood::Smooth);

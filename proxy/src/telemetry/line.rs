@@ -121,6 +121,9 @@ pub struct Record {
     /// The route's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub route: Option<String>,
+    /// The route's place in the configuration. Known without a log, too: requests are counted by it.
+    #[serde(skip)]
+    pub route_index: Option<usize>,
     /// The endpoint that answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream: Option<String>,
@@ -300,6 +303,7 @@ mod tests {
             target: "/a\"\n".into(),
             host: "h".into(),
             route: Some("/".into()),
+            route_index: None,
             upstream: None,
             status: 502,
             bytes_in: 1,
