@@ -15,11 +15,12 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::accept::Admission;
+use crate::admin::{self, AdminError, View};
 use crate::config::{Config, FlushLatency, Listener, Offload, Service, Telemetry};
 use crate::generation::Shared;
 use crate::ktls::probe::Support;
 use crate::sys;
-use crate::telemetry::Meter;
+use crate::telemetry::{Counter, Meter, WorkerCounters};
 use crate::worker::{self, Orders, Phase, Started, WorkerError};
 
 /// How often the control thread looks after what needs no haste.
@@ -34,6 +35,9 @@ pub enum GatewayError {
     /// The access log, a thread or the signal handler could not be had.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// The admin endpoint cannot be had.
+    #[error("{0}")]
+    Admin(#[from] AdminError),
     /// A worker ended without being told to.
     #[error("a worker ended unexpectedly")]
     WorkerLost,
@@ -63,6 +67,8 @@ pub fn run(config: Config, path: &Path, report: impl FnOnce(&str)) -> Result<(),
         }
     })?;
     let shared = Shared::new(config)?;
+    let began = Instant::now();
+    let endpoint = shared.config.admin.as_ref().map(admin::Endpoint::bind).transpose()?;
     let orders = watch::Sender::new(Orders { shared: Arc::clone(&shared), phase: Phase::Serving });
     let kernel_tls = Arc::new(support(&shared.config));
     // Sockets belong to the control group in which they are made.
@@ -73,16 +79,29 @@ pub fn run(config: Config, path: &Path, report: impl FnOnce(&str)) -> Result<(),
         admission,
         kernel_tls: Arc::clone(&kernel_tls),
         meter: Arc::clone(&meter),
+        counters: (0..shared.config.workers).map(WorkerCounters::new).collect(),
+        dropped_lines: Arc::default(),
         workers: Vec::new(),
         resolved: Instant::now(),
     };
     let started = gateway.start(&shared, &sender)?;
+    let places = endpoint.as_ref().map(admin::Endpoint::describe).unwrap_or_default();
+    let view = || View {
+        workers: gateway.counters.clone(),
+        meter: Arc::clone(&meter),
+        orders: gateway.orders.subscribe(),
+        began,
+        dropped_lines: Arc::clone(&gateway.dropped_lines),
+    };
+    // Its file is removed at the end.
+    let _socket = endpoint.map(|endpoint| endpoint.serve(view())).transpose()?;
     report(&describe(
         &shared.config,
         &started,
         gateway.admission.connections_max(),
         &kernel_tls,
         &meter,
+        &places,
     ));
     gateway.control(&events)
 }
@@ -93,6 +112,8 @@ struct Gateway {
     admission: Arc<Admission>,
     kernel_tls: Arc<Support>,
     meter: Arc<Meter>,
+    counters: Vec<Arc<WorkerCounters>>,
+    dropped_lines: Arc<Counter>,
     workers: Vec<JoinHandle<Result<(), WorkerError>>>,
     resolved: Instant,
 }
@@ -129,6 +150,7 @@ impl Gateway {
         let admission = Arc::clone(&self.admission);
         let kernel_tls = Arc::clone(&self.kernel_tls);
         let meter = Arc::clone(&self.meter);
+        let counters = Arc::clone(&self.counters[index]);
         let run = move || {
             if let Some(core) = core
                 && !core_affinity::set_for_current(core)
@@ -136,7 +158,15 @@ impl Gateway {
                 tracing::warn!("worker {index} cannot be pinned to core {}", core.id);
             }
             let started = |started| drop(sender.send(started));
-            let result = worker::run(&addresses, orders, &admission, &kernel_tls, &meter, started);
+            let result = worker::run(
+                &addresses,
+                orders,
+                &admission,
+                &kernel_tls,
+                &meter,
+                &counters,
+                started,
+            );
             drop(events.send(Event::Ended));
             result
         };
@@ -207,10 +237,11 @@ impl Gateway {
         if loaded.config.listeners != old.config.listeners
             || loaded.config.workers != old.config.workers
             || loaded.config.telemetry != old.config.telemetry
+            || loaded.config.admin != old.config.admin
         {
             tracing::error!(
                 "reload refused, the configuration in use stays: listeners, the number of \
-                 workers and `telemetry` change only by a restart"
+                 workers, `telemetry` and `admin` change only by a restart"
             );
             return;
         }
@@ -239,6 +270,7 @@ impl Gateway {
         }
         if let Some(dropped) = shared.log.as_ref().map(|log| log.take_dropped()).filter(|&n| n > 0)
         {
+            self.dropped_lines.add(dropped);
             tracing::warn!("the access log is too slow: {dropped} lines were dropped");
         }
         let shed = self.admission.take_shed();
@@ -284,6 +316,7 @@ fn describe(
     connections_max: usize,
     kernel_tls: &Support,
     meter: &Meter,
+    admin: &[String],
 ) -> String {
     let mut text = format!("tlsplice {} is serving\n", env!("CARGO_PKG_VERSION"));
     let mut line = |name: &str, value: String| {
@@ -303,6 +336,9 @@ fn describe(
     }
     line("workers", format!("{}, each with its own ring ({})", config.workers, started.ring));
     line("connections", format!("at most {connections_max}"));
+    for place in admin {
+        line("admin", place.clone());
+    }
     line("eBPF", meter.describe());
     for text in kernel_tls.describe() {
         line("TLS", text);

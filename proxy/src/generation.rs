@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::buffers::Buffers;
 use crate::config::Config;
 use crate::pool::{Endpoint, Network, Pool};
-use crate::telemetry::AccessLog;
+use crate::telemetry::{AccessLog, RouteCounters, WorkerCounters};
 use crate::timers::Timers;
 
 /// The part that all workers share. Immutable but for resolved names.
@@ -65,6 +65,8 @@ pub struct Generation<N: Network> {
     pub shared: Arc<Shared>,
     /// This worker's upstream connections.
     pub pool: Pool<N>,
+    /// What this worker counts of each route, in the order of the configuration.
+    pub routes: Vec<Arc<RouteCounters>>,
 }
 
 impl<N: Network> Generation<N> {
@@ -75,9 +77,18 @@ impl<N: Network> Generation<N> {
         network: Rc<N>,
         timers: Rc<Timers<N::Io>>,
         buffers: Rc<Buffers>,
+        counters: &WorkerCounters,
     ) -> Rc<Self> {
         let upstreams = &shared.config.upstreams;
-        let pool = Pool::new(network, timers, buffers, upstreams, &shared.endpoints);
-        Rc::new(Self { shared, pool })
+        let pool = Pool::new(
+            network,
+            timers,
+            buffers,
+            upstreams,
+            &shared.endpoints,
+            |upstream, endpoint| counters.endpoint(upstream, endpoint),
+        );
+        let routes = shared.config.routes.iter().map(|route| counters.route(&route.name)).collect();
+        Rc::new(Self { shared, pool, routes })
     }
 }

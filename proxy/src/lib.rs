@@ -65,6 +65,9 @@ pub mod accept;
 /// The control thread.
 pub mod gateway;
 
+/// How the gateway does, told to administrators. Not on a byte's path.
+pub mod admin;
+
 /// One core.
 pub mod worker;
 
@@ -73,3 +76,6 @@ pub mod valve;
 
 /// What stands between this machine and a good gateway, and the command that cures it. Not on a byte's path.
 pub mod doctor;
+
+/// The connections of a running gateway, the slowest first, and why they are slow. Not on a byte's path.
+pub mod top;

@@ -1,15 +1,17 @@
 //! The command line.
 
 use std::io::IsTerminal as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tlsplice::config::{Config, Loaded};
 use tlsplice::doctor::{self, Verdict};
 use tlsplice::ktls::probe::Support;
+use tlsplice::top::{self, Mode, Sort, Source};
 use tlsplice::valve::{self, Sources};
 use tlsplice::{gateway, uring};
 
@@ -81,6 +83,45 @@ enum Command {
         #[arg(long, value_name = "ADDRESS")]
         source: Vec<IpAddr>,
     },
+    /// Watch the connections of a running gateway, the slowest first, and why they are slow.
+    ///
+    /// It asks the admin endpoint, which `[admin]` configures. Keys: q quits, arrows scroll, letters sort (they are
+    /// named on the screen). Exit status: 0 seen, 1 no answer, 2 wrong command line.
+    Top(Top),
+}
+
+#[derive(clap::Args)]
+struct Top {
+    /// The admin socket of the gateway.
+    #[arg(long, value_name = "PATH", default_value = top::SOCKET)]
+    socket: PathBuf,
+    /// The loopback address of its admin endpoint, instead of a socket.
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "socket")]
+    address: Option<SocketAddr>,
+    /// The configuration file of the gateway, to find the endpoint in its `[admin]`.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["socket", "address"])]
+    config: Option<PathBuf>,
+    /// Print one table instead of drawing on the terminal.
+    #[arg(long)]
+    once: bool,
+    /// Print one snapshot as JSON, with `why_slow` in each connection: "network", "gateway", "tomcat" or null.
+    #[arg(long, requires = "once")]
+    json: bool,
+    /// Seconds between two snapshots, 0.1 to 3600.
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
+    interval: Duration,
+    /// What comes first.
+    #[arg(long, value_enum, default_value_t)]
+    sort: Sort,
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().map_err(|error| error.to_string())?;
+    let bounds = 0.1..=3600.0;
+    if !bounds.contains(&seconds) {
+        return Err("0.1 to 3600 seconds are possible".to_owned());
+    }
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
 fn version() -> String {
@@ -108,6 +149,7 @@ fn main() -> ExitCode {
         Some(Command::TomcatValve { config, lint, source }) => {
             tomcat_valve(&config, lint.as_deref(), &source)
         }
+        Some(Command::Top(options)) => watch(&options),
         None if arguments.version => {
             println!("{}", version());
             ExitCode::SUCCESS
@@ -180,6 +222,33 @@ fn tomcat_valve(path: &Path, lint: Option<&Path>, source: &[IpAddr]) -> ExitCode
         return ExitCode::SUCCESS;
     }
     ExitCode::FAILURE
+}
+
+fn watch(options: &Top) -> ExitCode {
+    let source = match (&options.config, options.address) {
+        (Some(path), _) => {
+            let Some(config) = load(path) else { return ExitCode::FAILURE };
+            let Some(source) = config.admin.and_then(Source::of) else {
+                eprintln!("{} has no `[admin]`: its gateway cannot be asked", path.display());
+                return ExitCode::FAILURE;
+            };
+            source
+        }
+        (None, Some(address)) => Source::Address(address),
+        (None, None) => Source::Socket(options.socket.clone()),
+    };
+    let mode = match (options.once, options.json) {
+        (false, _) => Mode::Live(options.interval),
+        (true, false) => Mode::Table,
+        (true, true) => Mode::Json,
+    };
+    match top::run(&source, mode, options.sort, &mut std::io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn run(path: &Path) -> ExitCode {

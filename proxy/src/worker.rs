@@ -23,7 +23,7 @@ use crate::generation::{Generation, Shared};
 use crate::ktls::probe::Support;
 use crate::limits::{ABORT_GRACE, ACCEPT_PAUSE, TIMER_TICK};
 use crate::pool::{Network, Target};
-use crate::telemetry::Meter;
+use crate::telemetry::{Meter, WorkerCounters};
 use crate::timers::{Activity, Timers};
 use crate::uring::{self, AcceptError, ListenOptions, Listener, Ring, Socket, StartError};
 
@@ -120,13 +120,19 @@ pub fn run(
     admission: &Arc<Admission>,
     kernel_tls: &Arc<Support>,
     meter: &Arc<Meter>,
+    counters: &Arc<WorkerCounters>,
     started: impl FnOnce(Started),
 ) -> Result<(), WorkerError> {
     uring::start(uring::Setup::default(), |ring| async move {
         let listeners = bind(addresses)?;
         let bound = listeners.iter().map(|(_, address)| *address).collect();
-        let worker =
-            Worker::new(orders, Arc::clone(admission), Arc::clone(kernel_tls), Arc::clone(meter));
+        let worker = Worker::new(
+            orders,
+            Arc::clone(admission),
+            Arc::clone(kernel_tls),
+            Arc::clone(meter),
+            Arc::clone(counters),
+        );
         let shared = Arc::clone(&worker.orders.borrow().borrow().shared);
         for ((listener, address), configured) in listeners.iter().zip(&shared.config.listeners) {
             let config::Listener { service, offload, splice, .. } = *configured;
@@ -170,17 +176,24 @@ impl Worker {
         admission: Arc<Admission>,
         kernel_tls: Arc<Support>,
         meter: Arc<Meter>,
+        counters: Arc<WorkerCounters>,
     ) -> Rc<Self> {
         let (timers, buffers) = (Timers::new(), Rc::new(Buffers::default()));
         let network = Rc::new(RingNetwork);
         let shared = Arc::clone(&orders.borrow().shared);
-        let generation =
-            Generation::new(shared, Rc::clone(&network), Rc::clone(&timers), Rc::clone(&buffers));
+        let generation = Generation::new(
+            shared,
+            Rc::clone(&network),
+            Rc::clone(&timers),
+            Rc::clone(&buffers),
+            &counters,
+        );
         let core = Rc::new(Core {
             timers,
             buffers,
             kernel_tls,
             meter,
+            counters,
             generation: RefCell::new(generation),
             is_draining: Cell::new(false),
         });
@@ -229,6 +242,7 @@ impl Worker {
                 Rc::clone(&self.network),
                 Rc::clone(&self.core.timers),
                 Rc::clone(&self.core.buffers),
+                &self.core.counters,
             );
             *self.core.generation.borrow_mut() = generation;
         }
@@ -254,7 +268,10 @@ async fn accept(worker: Rc<Worker>, listener: Rc<Listener>, door: Door) {
                 let client = ClientAddr::new(address);
                 match worker.admission.admit(client) {
                     Ok(ticket) => spawn(&worker, socket, client, door, ticket),
-                    Err(shed) => tracing::debug!(client = %client, "not admitted: {shed}"),
+                    Err(shed) => {
+                        worker.core.counters.on_shed(shed);
+                        tracing::debug!(client = %client, "not admitted: {shed}");
+                    }
                 }
             }
             Err(AcceptError::Closed) => return,
@@ -273,6 +290,7 @@ async fn accept(worker: Rc<Worker>, listener: Rc<Listener>, door: Door) {
 fn spawn(worker: &Rc<Worker>, socket: Socket, client: ClientAddr, door: Door, ticket: Ticket) {
     let worker = Rc::clone(worker);
     worker.connections.set(worker.connections.get() + 1);
+    worker.core.counters.accepted.add(1);
     uring::spawn(async move {
         connection::serve(Rc::clone(&worker.core), socket, client, door).await;
         worker.connections.set(worker.connections.get() - 1);

@@ -4,6 +4,8 @@
 //! A helper panics when what it stands for goes wrong: here that is what a test is for.
 #![forbid(unsafe_code)]
 
+/// The admin endpoint.
+pub mod admin;
 /// What the gateway keeps in the kernel.
 pub mod bpf;
 /// What passes on the wire.

@@ -25,6 +25,8 @@
 //! # [[upstream]]: name, endpoints, and the fields of `Upstream`
 //! # [limits]: the fields of `Limits`
 //! # [access_log]: target, format
+//! # [telemetry]: flush_latency, connections
+//! # [admin]: socket, address
 //! ```
 //!
 //! Unknown keys are refused, values have bounds, and the order of tables never matters. Durations
@@ -52,8 +54,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use toml::de::DeTable;
 
 pub use model::{
-    AccessLog, App, CertificateSummary, Config, EndpointAddr, FlushLatency, HeaderEdits, Host,
-    Limits, Listener, LogFormat, LogTarget, Offload, Route, Service, Splice, Telemetry, Upstream,
+    AccessLog, Admin, App, CertificateSummary, Config, EndpointAddr, FlushLatency, HeaderEdits,
+    Host, Limits, Listener, LogFormat, LogTarget, Offload, Route, Service, Splice, Telemetry,
+    Upstream,
 };
 pub use report::{Problem, Report, Severity};
 pub use source::{Disk, FILE_BYTES_MAX, FileContents, FileSource};
@@ -147,6 +150,7 @@ pub fn parse(
     let limits = sections::limits(&mut root, &mut report);
     let access_log = sections::access_log(&mut root, &mut report, surroundings);
     let telemetry = sections::telemetry(&mut root, &mut report);
+    let admin = sections::admin(&mut root, &mut report, surroundings);
     root.finish(&mut report, &[]);
 
     report.sort();
@@ -163,6 +167,7 @@ pub fn parse(
         limits,
         access_log,
         telemetry,
+        admin,
         workers,
         drain_timeout,
     };

@@ -31,10 +31,21 @@ pub struct Config {
     pub access_log: Option<AccessLog>,
     /// What is measured.
     pub telemetry: Telemetry,
+    /// None: administrators cannot ask.
+    pub admin: Option<Admin>,
     /// Number of worker threads, 1..=1024.
     pub workers: usize,
     /// How long tunnels and requests may go on after SIGTERM, up to a day.
     pub drain_timeout: Duration,
+}
+
+/// Where administrators ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// A unix socket that only its owner may connect to, at most 107 bytes.
+    pub socket: Option<PathBuf>,
+    /// A loopback address.
+    pub address: Option<SocketAddr>,
 }
 
 /// What is measured.

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ use crate::message::{Parsed, Version, fields};
 use crate::pool::{Lease, Network};
 use crate::relay::{self, BodyError, Ending, Gaps, Pace, RelayError, Side, Sink, Source};
 use crate::stream::{End, Fill, Reader, StreamError, Writer};
-use crate::telemetry::{CopyReason, DataPath, Kind, Outcome, Record, TlsPath};
+use crate::telemetry::{CopyReason, DataPath, Doing, Kind, Outcome, Record, TlsPath};
 use crate::timers::Activity;
 use crate::transport::Transport;
 
@@ -91,6 +92,8 @@ pub(super) async fn forward<N: Network>(
         lease.serve(session.gauge.as_deref());
         record.connect = Some(start.elapsed());
         record.upstream = Some(lease.endpoint().to_string());
+        session.live.set_route(generation.routes[forward.route].index);
+        session.live.set_endpoint(lease.counters().index);
         match attempt(core, shared, route, session, forward, lease, record, start).await {
             Attempt::Done(after) => return after,
             Attempt::Replay => is_replay = true,
@@ -150,7 +153,8 @@ async fn attempt<N: Network>(
     record.bytes_in = session.reader.count() - read_before;
     before.tell(core, session, &lease, record);
     record.first_byte = progress.upstream_spoke.get().map(|at| at.duration_since(start));
-    if progress.upstream_spoke.get().is_some() {
+    if let Some(time) = record.first_byte {
+        session.live.set_first_byte(time);
         lease.on_answer();
     }
     match result {
@@ -501,10 +505,11 @@ async fn tunnel<N: Network>(
 ) -> After {
     record.kind = Kind::Tunnel;
     session.watch.set_activity(Activity::Tunnel);
+    session.live.set_doing(Doing::Tunnel);
     let (read_before, sent_before) = (session.reader.count(), session.writer.count());
     let before = Moved::until_now(core, session, lease);
     let watch = Rc::clone(&session.watch);
-    let gaps = Gaps::new(watch.now());
+    let gaps = Gaps::counting(watch.now(), Arc::clone(&session.live.risk));
     let result = relay::tunnel(
         (&mut session.reader, &mut session.writer),
         (&mut lease.reader, &mut lease.writer),

@@ -30,7 +30,9 @@ use crate::message::Version;
 use crate::message::reply::{self, Refusal};
 use crate::pool::Network;
 use crate::stream::{Fill, StreamError};
-use crate::telemetry::{DataPath, Gauge, Kind, Measured, Meter, Outcome, Record};
+use crate::telemetry::{
+    DataPath, Doing, Gauge, Kind, Measured, Meter, Outcome, Record, WorkerCounters,
+};
 use crate::timers::{Activity, Timers};
 use crate::transport::Transport as _;
 
@@ -48,6 +50,8 @@ pub struct Core<N: Network> {
     pub kernel_tls: Arc<Support>,
     /// Measures connections.
     pub meter: Arc<Meter>,
+    /// What this worker counts.
+    pub counters: Arc<WorkerCounters>,
     /// The configuration for new requests.
     pub generation: RefCell<Rc<Generation<N>>>,
     /// The gateway is being stopped: each response is the last on its connection.
@@ -84,8 +88,10 @@ pub async fn serve<N: Network>(core: Rc<Core<N>>, io: N::Io, client: ClientAddr,
     let accepted = SocketAddr::new(client.ip(), client.port());
     let recorded = cookie.and_then(|cookie| core.meter.source(cookie, accepted));
     let peer = Peer { client, source: recorded.map_or(client, ClientAddr::new) };
-    match session::establish(&core, io, door).await {
+    let entered = core.counters.enter(accepted, cookie);
+    match session::establish(&core, io, door, entered.live()).await {
         Ok(mut session) => {
+            core.counters.on_established(session.tls, session.tls_reason);
             if let Some(gauge) = cookie.and_then(|cookie| Gauge::begin(&core.meter, cookie)) {
                 session.measure(gauge);
             }
@@ -94,12 +100,18 @@ pub async fn serve<N: Network>(core: Rc<Core<N>>, io: N::Io, client: ClientAddr,
             if let Some((generation, fold)) = fold {
                 write_record(&generation, Fold::into_record(fold), session.gauge.as_deref());
             }
+            entered.measured(session.gauge.as_deref().and_then(Gauge::reading));
             match after {
                 After::KeepAlive | After::Close => close(&mut session).await,
                 After::Abort => abort(&mut session).await,
             }
         }
-        Err(error) => tracing::debug!(client = %client, "no session: {error}"),
+        Err(error) => {
+            if let Some(failure) = error.failure() {
+                core.counters.handshake_failures[failure as usize].add(1);
+            }
+            tracing::debug!(client = %client, "no session: {error}");
+        }
     }
 }
 
@@ -131,6 +143,8 @@ async fn requests<N: Network>(
         let start = Instant::now();
         session.watch.set_activity(Activity::Exchange);
         session.watch.receive_within(limits.head_timeout);
+        session.live.requests.add(1);
+        session.live.set_doing(Doing::Request);
         // Names are those of the configuration at the time when the request is complete.
         let generation = Rc::clone(&core.generation.borrow());
         let server_name = session.server_name.clone();
@@ -168,6 +182,7 @@ async fn requests<N: Network>(
                         .await;
                 if is_folded && record.status == 200 && record.fault.is_none() {
                     record.total = start.elapsed();
+                    count(core, &generation, &record);
                     Fold::add(fold, &generation, record, session.gauge.as_deref());
                     if after == After::KeepAlive {
                         continue;
@@ -178,6 +193,7 @@ async fn requests<N: Network>(
             }
         };
         record.total = start.elapsed();
+        count(core, &generation, &record);
         if let Some((generation, fold)) = fold.take() {
             write_record(&generation, Fold::into_record(fold), session.gauge.as_deref());
         }
@@ -185,6 +201,16 @@ async fn requests<N: Network>(
         if after != After::KeepAlive {
             return after;
         }
+    }
+}
+
+/// Counts a request that is over.
+fn count<N: Network>(core: &Core<N>, generation: &Generation<N>, record: &Record) {
+    let route = record.route_index.map(|index| &*generation.routes[index]);
+    let duration = (record.kind != Kind::Tunnel).then_some(record.total);
+    route.unwrap_or(&core.counters.unrouted).on_request(record.status, duration);
+    if let Some(reason) = record.path_reason {
+        core.counters.copies[reason as usize].add(1);
     }
 }
 
@@ -201,6 +227,7 @@ async fn wait<N: Network>(
         return Some(After::Close);
     }
     session.watch.set_activity(Activity::Idle);
+    session.live.set_doing(Doing::Idle);
     session.watch.receive_within(keep_alive_timeout);
     match session.reader.fill().await {
         Ok(Fill::Data) => None,
@@ -317,6 +344,7 @@ fn new_record<T: crate::transport::Transport>(client: ClientAddr, session: &Sess
         target: String::new(),
         host: String::new(),
         route: None,
+        route_index: None,
         upstream: None,
         status: 0,
         bytes_in: 0,

@@ -128,6 +128,9 @@ fn decide(head: &RequestHead<'_, '_>, facts: &Facts<'_>, record: &mut Record) ->
     let Some(route) = facts.config.route(&host, &seen) else {
         return refuse(Refusal::NoRoute);
     };
+    let routes = &facts.config.routes;
+    let index = routes.iter().position(|other| std::ptr::eq(other, route)).unwrap_or_default();
+    record.route_index = Some(index);
     if facts.config.access_log.is_some() {
         record.route = Some(route.name.clone());
     }
@@ -146,8 +149,6 @@ fn decide(head: &RequestHead<'_, '_>, facts: &Facts<'_>, record: &mut Record) ->
     let mut upstream_head = Vec::with_capacity(1024);
     let mapping = Mapping { public: &route.path, upstream: &route.upstream_path };
     rewrite::write_request(head, mapping, identity, &route.request_headers, &mut upstream_head);
-    let routes = &facts.config.routes;
-    let index = routes.iter().position(|other| std::ptr::eq(other, route)).unwrap_or_default();
     Plan::Forward(Box::new(Forward {
         route: index,
         head: upstream_head,

@@ -1,6 +1,7 @@
 //! From an accepted socket to plaintext in both directions.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -14,7 +15,7 @@ use crate::message::Version;
 use crate::message::reply::{self, Refusal};
 use crate::pool::Network;
 use crate::stream::{Reader, StreamError, Writer};
-use crate::telemetry::{Direction, Gauge, TlsPath, UserReason};
+use crate::telemetry::{Direction, Gauge, HandshakeFailure, Live, TlsPath, UserReason};
 use crate::timers::{Activity, Watched};
 use crate::transport::{Buffer, Transport};
 
@@ -26,6 +27,8 @@ pub(super) struct Session<T: Transport> {
     pub tls: TlsPath,
     /// Why it is not the kernel that runs the record layer.
     pub tls_reason: Option<UserReason>,
+    /// Tells others how the connection does.
+    pub live: Arc<Live>,
     /// Whether bulk data may move inside the kernel.
     pub splice: Splice,
     /// Measures the connection, when it is measured.
@@ -41,12 +44,18 @@ impl<T: Transport> Session<T> {
         mut writer: Writer<T>,
         (tls, tls_reason): (TlsPath, Option<UserReason>),
         splice: Splice,
+        live: &Arc<Live>,
     ) -> Self {
+        reader.tell(live);
+        writer.tell(live);
+        live.set_tls(tls);
         if splice == Splice::Never {
             reader.forbid_splicing();
             writer.forbid_splicing();
         }
-        Self { watch, reader, writer, tls, tls_reason, splice, gauge: None, server_name: None }
+        let live = Arc::clone(live);
+        let (gauge, server_name) = (None, None);
+        Self { watch, reader, writer, tls, tls_reason, live, splice, gauge, server_name }
     }
 
     /// Whether a TLS key has protected so many records that the connection should end at the next opportunity.
@@ -89,11 +98,28 @@ pub(super) enum SessionError {
     NoCertificate,
 }
 
+impl SessionError {
+    /// The cause by which it is counted; None when the handshake was not at fault.
+    pub(super) fn failure(&self) -> Option<HandshakeFailure> {
+        Some(match self {
+            Self::Handshake(HandshakeError::PlainHttp) => HandshakeFailure::PlainHttp,
+            Self::Handshake(HandshakeError::NotTls) => HandshakeFailure::NotTls,
+            Self::Handshake(HandshakeError::Closed) | Self::Closed => HandshakeFailure::Closed,
+            Self::Handshake(_) => HandshakeFailure::Tls,
+            Self::Handover(_) => HandshakeFailure::Handover,
+            Self::Stream(StreamError::Expired | StreamError::Stalled) => HandshakeFailure::Timeout,
+            Self::Stream(StreamError::Drained) | Self::NoCertificate => return None,
+            Self::Stream(_) => HandshakeFailure::Io,
+        })
+    }
+}
+
 /// Speaks TLS if the listener does, until plaintext can flow.
 pub(super) async fn establish<N: Network>(
     core: &Core<N>,
     io: N::Io,
     door: Door,
+    live: &Arc<Live>,
 ) -> Result<Session<N::Io>, SessionError> {
     let watch = Rc::new(core.timers.watch(io.clone(), Activity::Exchange));
     let buffers = || Rc::clone(&core.buffers);
@@ -103,7 +129,7 @@ pub(super) async fn establish<N: Network>(
     if door.service != Service::Https {
         let reader = Reader::plain(Rc::clone(&watch), io.clone(), buffers());
         let writer = Writer::plain(Rc::clone(&watch), io, buffers(), write_timeout);
-        return Ok(Session::new(watch, reader, writer, (TlsPath::None, None), door.splice));
+        return Ok(Session::new(watch, reader, writer, (TlsPath::None, None), door.splice, live));
     }
     let mut tls = config.tls.clone().ok_or(SessionError::NoCertificate)?;
     let mut witness = None;
@@ -159,7 +185,8 @@ pub(super) async fn establish<N: Network>(
                             let writer =
                                 Writer::kernel(watched(), io, buffers(), write_timeout, sealer);
                             let path = (TlsPath::Kernel, None);
-                            let session = Session::new(watch, reader, writer, path, door.splice);
+                            let session =
+                                Session::new(watch, reader, writer, path, door.splice, live);
                             return Ok(Session { server_name: server_name(), ..session });
                         }
                         Err(HandoverError::Refused(established, error)) => {
@@ -173,7 +200,7 @@ pub(super) async fn establish<N: Network>(
                 let reader = Reader::tls(Rc::clone(&watch), io.clone(), buffers(), opener, input);
                 let writer = Writer::tls(Rc::clone(&watch), io, buffers(), write_timeout, sealer);
                 let path = (TlsPath::User, Some(reason));
-                let session = Session::new(watch, reader, writer, path, door.splice);
+                let session = Session::new(watch, reader, writer, path, door.splice, live);
                 return Ok(Session { server_name: server_name(), ..session });
             }
             Err(HandshakeError::PlainHttp) => {
@@ -184,7 +211,7 @@ pub(super) async fn establish<N: Network>(
                 wire.flush().await?;
                 let reader = Reader::plain(Rc::clone(&watch), io, buffers());
                 let mut session =
-                    Session::new(watch, reader, wire, (TlsPath::None, None), door.splice);
+                    Session::new(watch, reader, wire, (TlsPath::None, None), door.splice, live);
                 super::close(&mut session).await;
                 return Err(HandshakeError::PlainHttp.into());
             }

@@ -158,13 +158,20 @@ fn world(capacity: usize, mood: Mood) -> World {
     });
     let shared = Shared::new(config::tests::alone(CONFIG)).expect("no log is opened");
     let (timers, buffers) = (Timers::new(), Rc::new(Buffers::default()));
-    let generation =
-        Generation::new(shared, Rc::clone(&network), Rc::clone(&timers), Rc::clone(&buffers));
+    let counters = WorkerCounters::new(0);
+    let generation = Generation::new(
+        shared,
+        Rc::clone(&network),
+        Rc::clone(&timers),
+        Rc::clone(&buffers),
+        &counters,
+    );
     let core = Rc::new(Core {
         timers,
         buffers,
         kernel_tls: Arc::new(Support::none("there is no kernel")),
         meter: Meter::disabled("there is no kernel"),
+        counters,
         generation: RefCell::new(generation),
         is_draining: Cell::new(false),
     });
@@ -330,6 +337,23 @@ fn a_connection_that_died_idle_costs_no_request() {
             world.core.timers.close(&[crate::timers::Activity::Upstream]);
             tokio::task::yield_now().await;
         }
+    });
+}
+
+#[test]
+fn requests_are_counted_by_route_without_an_access_log() {
+    run(async {
+        let world = world(4096, Mood::Smooth);
+        let mut client = world.client(&[]);
+        for _ in 0..2 {
+            client.send(&request(b"x", false)).await.expect("the gateway reads");
+            let head = client.head().await.expect("an answer");
+            client.body(&head).await.expect("a body");
+        }
+        // That one is over is certain once the next is answered.
+        let counters = &world.core.counters;
+        assert!(counters.route("*/").requests[2].get() >= 1);
+        assert_eq!(counters.unrouted.requests[2].get(), 0);
     });
 }
 

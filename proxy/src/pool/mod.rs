@@ -22,7 +22,7 @@ use crate::buffers::Buffers;
 use crate::config;
 use crate::limits::CONNECT_ATTEMPTS_MAX;
 use crate::stream::{Reader, Writer};
-use crate::telemetry::{Gauge, Hitch};
+use crate::telemetry::{EndpointCounters, Gauge, Hitch};
 use crate::timers::{Activity, Tick, Timers};
 use crate::transport::Transport;
 
@@ -78,6 +78,7 @@ struct Place<T: Transport> {
     idle_timeout: Duration,
     busy: Cell<usize>,
     health: Cell<Health>,
+    counters: Arc<EndpointCounters>,
 }
 
 struct Idle<T: Transport> {
@@ -85,6 +86,23 @@ struct Idle<T: Transport> {
     writer: Writer<T>,
     hitch: Hitch,
     since: Tick,
+    _kept: Kept,
+}
+
+/// Counts a connection as idle while it lives.
+struct Kept(Arc<EndpointCounters>);
+
+impl Kept {
+    fn new(counters: &Arc<EndpointCounters>) -> Self {
+        counters.idle.add(1);
+        Self(Arc::clone(counters))
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.idle.sub(1);
+    }
 }
 
 /// A connection to an upstream, for one exchange or tunnel. Dropped without [`Lease::check_in`] it is closed.
@@ -105,6 +123,7 @@ struct Seat<T: Transport>(Rc<Place<T>>);
 impl<T: Transport> Seat<T> {
     fn take(place: &Rc<Place<T>>) -> Self {
         place.busy.set(place.busy.get() + 1);
+        place.counters.in_use.add(1);
         Self(Rc::clone(place))
     }
 }
@@ -112,10 +131,9 @@ impl<T: Transport> Seat<T> {
 impl<T: Transport> Drop for Seat<T> {
     fn drop(&mut self) {
         self.0.busy.set(self.0.busy.get() - 1);
+        self.0.counters.in_use.sub(1);
         // Without an answer or a failure, as when the client left, nothing is known: the next request finds out.
-        let mut health = self.0.health.get();
-        health.on_released();
-        self.0.health.set(health);
+        self.0.change_health(Health::on_released);
     }
 }
 
@@ -124,6 +142,12 @@ impl<T: Transport> Lease<T> {
     #[must_use]
     pub fn endpoint(&self) -> &Endpoint {
         &self.seat.0.endpoint
+    }
+
+    /// What this worker counts of the endpoint.
+    #[must_use]
+    pub fn counters(&self) -> &EndpointCounters {
+        &self.seat.0.counters
     }
 
     /// The connection is now for the client that `gauge` measures, if any does.
@@ -136,9 +160,7 @@ impl<T: Transport> Lease<T> {
 
     /// An answer came: the endpoint is well.
     pub fn on_answer(&self) {
-        let mut health = self.seat.0.health.get();
-        health.on_success();
-        self.seat.0.health.set(health);
+        self.seat.0.change_health(Health::on_success);
     }
 
     /// Gives the connection back after an exchange that both sides want to follow by another.
@@ -149,13 +171,15 @@ impl<T: Transport> Lease<T> {
         if self.reader.is_quiet() && place.idle.borrow().len() < place.idle_max {
             let place = Rc::clone(place);
             let Self { reader, writer, hitch, .. } = self;
-            place.idle.borrow_mut().push(Idle { reader, writer, hitch, since: now });
+            let _kept = Kept::new(&place.counters);
+            place.idle.borrow_mut().push(Idle { reader, writer, hitch, since: now, _kept });
         }
     }
 }
 
 impl<N: Network> Pool<N> {
-    /// A pool for `upstreams`, whose shared endpoints are `endpoints` in the same order.
+    /// A pool for `upstreams`, whose shared endpoints are `endpoints` in the same order. `counters` finds what is counted
+    /// of an endpoint by the names of upstream and endpoint.
     #[must_use]
     pub fn new(
         network: Rc<N>,
@@ -163,11 +187,12 @@ impl<N: Network> Pool<N> {
         buffers: Rc<Buffers>,
         upstreams: &[config::Upstream],
         endpoints: &[Vec<Arc<Endpoint>>],
+        counters: impl Fn(&str, &str) -> Arc<EndpointCounters>,
     ) -> Self {
         let groups = upstreams
             .iter()
             .zip(endpoints)
-            .map(|(upstream, endpoints)| Group::new(upstream, endpoints))
+            .map(|(upstream, endpoints)| Group::new(upstream, endpoints, &counters))
             .collect();
         Self { network, timers, buffers, groups }
     }
@@ -193,6 +218,7 @@ impl<N: Network> Pool<N> {
             match self.connect(group, place).await {
                 Ok(lease) => return Ok(lease),
                 Err(error) => {
+                    place.counters.failures.add(1);
                     // What this machine lacks says nothing about the endpoint.
                     if !is_local(&error) {
                         group.on_failure(place, self.timers.now());
@@ -251,6 +277,7 @@ impl<N: Network> Pool<N> {
             match connecting.await {
                 Ok(io) => {
                     watch.send_at_leisure();
+                    place.counters.connects.add(1);
                     let buffers = || Rc::clone(&self.buffers);
                     let timeout = group.write_timeout;
                     let reader = Reader::plain(Rc::clone(&watch), io.clone(), buffers());
@@ -274,7 +301,11 @@ impl<N: Network> Pool<N> {
 }
 
 impl<T: Transport> Group<T> {
-    fn new(upstream: &config::Upstream, endpoints: &[Arc<Endpoint>]) -> Self {
+    fn new(
+        upstream: &config::Upstream,
+        endpoints: &[Arc<Endpoint>],
+        counters: &impl Fn(&str, &str) -> Arc<EndpointCounters>,
+    ) -> Self {
         let places = endpoints.iter().map(|endpoint| {
             Rc::new(Place {
                 endpoint: Arc::clone(endpoint),
@@ -283,6 +314,7 @@ impl<T: Transport> Group<T> {
                 idle_timeout: upstream.keep_alive_timeout,
                 busy: Cell::new(0),
                 health: Cell::default(),
+                counters: counters(&upstream.name, &endpoint.to_string()),
             })
         });
         Self {
@@ -308,29 +340,33 @@ impl<T: Transport> Group<T> {
             .collect();
         let index = health::choose(&candidates, turn % candidates.len().max(1), now)?;
         let place = &self.places[index];
-        let mut health = place.health.get();
-        health.on_chosen();
-        place.health.set(health);
+        place.change_health(Health::on_chosen);
         Some(index)
     }
 
     fn on_failure(&self, place: &Place<T>, now: Tick) {
         // A lone endpoint is never ejected: a try costs less than a certain refusal.
         if self.places.len() > 1 {
-            let mut health = place.health.get();
-            health.on_failure(now, self.policy);
-            place.health.set(health);
+            place.change_health(|health| health.on_failure(now, self.policy));
         }
     }
 }
 
 impl<T: Transport> Place<T> {
+    fn change_health(&self, change: impl FnOnce(&mut Health)) {
+        let mut health = self.health.get();
+        change(&mut health);
+        self.health.set(health);
+        self.counters.ejected.set(u64::from(!matches!(health, Health::Healthy { .. })));
+    }
+
     /// The connection used last, which is the one that the upstream will close last.
     fn reuse(self: &Rc<Self>, now: Tick) -> Option<Lease<T>> {
         while let Some(mut idle) = self.idle.borrow_mut().pop() {
             if now.since(idle.since) < self.idle_timeout && idle.reader.is_quiet() {
                 let seat = Seat::take(self);
                 let Idle { reader, writer, hitch, .. } = idle;
+                self.counters.reused.add(1);
                 return Some(Lease { reader, writer, is_reused: true, hitch, seat });
             }
         }

@@ -41,6 +41,7 @@ fn world(endpoints: u16) -> World {
         Rc::clone(&bench.buffers),
         &[upstream],
         &[endpoints],
+        |_, _| Arc::default(),
     );
     World { bench, network, pool }
 }

@@ -1,10 +1,12 @@
 //! Silences towards a browser. Pure: the time is told.
 
 use std::cell::Cell;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::telemetry::Counter;
 use crate::timers::Tick;
 
 /// Silence after which Guacamole's client shows the connection as unstable.
@@ -22,35 +24,55 @@ pub struct UnstableRisk {
     pub over_15_s: u32,
 }
 
+/// The same while it is counted, for others to read.
+#[derive(Debug, Default)]
+pub struct RiskCounters {
+    over_1500_ms: Counter,
+    over_15_s: Counter,
+}
+
+impl RiskCounters {
+    /// What was counted so far.
+    #[must_use]
+    pub fn risk(&self) -> UnstableRisk {
+        let read = |counter: &Counter| u32::try_from(counter.get()).unwrap_or(u32::MAX);
+        UnstableRisk { over_1500_ms: read(&self.over_1500_ms), over_15_s: read(&self.over_15_s) }
+    }
+}
+
 /// Watches the time between bytes.
 #[derive(Debug)]
 pub struct Gaps {
     last: Cell<Tick>,
-    risk: Cell<UnstableRisk>,
+    risk: Arc<RiskCounters>,
 }
 
 impl Gaps {
     /// From `now` on.
     #[must_use]
     pub fn new(now: Tick) -> Self {
-        Self { last: Cell::new(now), risk: Cell::default() }
+        Self::counting(now, Arc::default())
+    }
+
+    /// From `now` on, in these counters.
+    #[must_use]
+    pub fn counting(now: Tick, risk: Arc<RiskCounters>) -> Self {
+        Self { last: Cell::new(now), risk }
     }
 
     /// Bytes were sent, or it is over.
     pub fn on_bytes(&self, now: Tick) {
         let silence = now.since(self.last.replace(now));
         if silence > UNSTABLE_AFTER {
-            let mut risk = self.risk.get();
-            risk.over_1500_ms = risk.over_1500_ms.saturating_add(1);
-            risk.over_15_s = risk.over_15_s.saturating_add(u32::from(silence > DEAD_AFTER));
-            self.risk.set(risk);
+            self.risk.over_1500_ms.add(1);
+            self.risk.over_15_s.add(u64::from(silence > DEAD_AFTER));
         }
     }
 
     /// What was counted so far.
     #[must_use]
     pub fn risk(&self) -> UnstableRisk {
-        self.risk.get()
+        self.risk.risk()
     }
 }
 

@@ -10,7 +10,7 @@ mod tunnel;
 use thiserror::Error;
 
 pub use body::{BodyError, Pace, Sink, Source, Step, pump};
-pub use gaps::{DEAD_AFTER, Gaps, UNSTABLE_AFTER, UnstableRisk};
+pub use gaps::{DEAD_AFTER, Gaps, RiskCounters, UNSTABLE_AFTER, UnstableRisk};
 pub use tunnel::{Ending, tunnel};
 
 use crate::error::Fault;

@@ -4,6 +4,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use super::{Count, StreamError};
@@ -11,7 +12,7 @@ use crate::buffers::{Buffers, Class};
 use crate::ktls::kernel::{KernelOpener, KernelRecordError, Taken};
 use crate::ktls::{Opened, Opener, RecordError};
 use crate::pipes::Pipe;
-use crate::telemetry::{Direction, Gauge};
+use crate::telemetry::{Direction, Gauge, Live};
 use crate::timers::Watched;
 use crate::transport::{Buffer, Transport};
 
@@ -57,6 +58,8 @@ pub struct Reader<T: Transport> {
     /// Told of what was received and is nobody's payload.
     gauge: Option<Rc<Gauge>>,
     has_swallowed: bool,
+    /// Told of what was received.
+    live: Option<Arc<Live>>,
 }
 
 /// What a wait for input takes.
@@ -162,6 +165,7 @@ impl<T: Transport> Reader<T> {
             count: 0,
             gauge: None,
             has_swallowed: false,
+            live: None,
         }
     }
 
@@ -216,6 +220,21 @@ impl<T: Transport> Reader<T> {
         self.plain -= count;
         self.wire -= dropped;
         self.count += count as u64;
+        if let Some(live) = &self.live {
+            live.on_in(count, false);
+        }
+    }
+
+    /// Tells `live` from now on what comes from the client.
+    pub fn tell(&mut self, live: &Arc<Live>) {
+        self.live = Some(Arc::clone(live));
+    }
+
+    fn on_key_update(&mut self) {
+        self.has_swallowed = true;
+        if let Some(live) = &self.live {
+            live.on_key_update();
+        }
     }
 
     /// Tells `gauge` from now on of records that carry no payload: nothing is forwarded for them.
@@ -289,6 +308,9 @@ impl<T: Transport> Reader<T> {
     /// [`StreamError::Record`] when the key of the peer has protected more than it may.
     pub fn on_spliced(&mut self, count: usize) -> Result<(), StreamError> {
         self.count += count as u64;
+        if let Some(live) = &self.live {
+            live.on_in(count, true);
+        }
         self.on_data(count)
     }
 
@@ -446,7 +468,7 @@ impl<T: Transport> Reader<T> {
         };
         match opener.take(socket, self.buffer.spare_mut()) {
             Ok(Taken::Handled) => {
-                self.has_swallowed = true;
+                self.on_key_update();
                 Ok(())
             }
             Ok(Taken::CloseNotify) => {
@@ -582,6 +604,9 @@ impl<T: Transport> Reader<T> {
                 Opened::Handled { record_len } => {
                     self.wire += record_len;
                     self.has_swallowed = true;
+                    if let Some(live) = &self.live {
+                        live.on_key_update();
+                    }
                 }
                 Opened::CloseNotify => self.end = Some(End::Clean),
             }

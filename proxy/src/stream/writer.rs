@@ -3,6 +3,7 @@
 use std::io;
 use std::net::Shutdown;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::reader::is_retry;
@@ -11,6 +12,7 @@ use crate::buffers::{Buffers, Class};
 use crate::ktls::kernel::{KernelRecordError, KernelSealer};
 use crate::ktls::{Sealer, alert, content};
 use crate::limits::RECORD_PLAINTEXT_MAX;
+use crate::telemetry::Live;
 use crate::timers::Watched;
 use crate::transport::{Buffer, Transport};
 
@@ -32,6 +34,8 @@ pub struct Writer<T: Transport> {
     wire_count: Count,
     spliced: Count,
     is_spliceable: bool,
+    /// Told of what is sent.
+    live: Option<Arc<Live>>,
 }
 
 /// Who seals records.
@@ -70,6 +74,7 @@ impl<T: Transport> Writer<T> {
             wire_count: 0,
             spliced: 0,
             is_spliceable: true,
+            live: None,
         }
     }
 
@@ -136,7 +141,15 @@ impl<T: Transport> Writer<T> {
             taken += count;
         }
         self.count += taken as u64;
+        if let Some(live) = &self.live {
+            live.on_out(taken, false);
+        }
         taken
+    }
+
+    /// Tells `live` from now on what goes to the client.
+    pub fn tell(&mut self, live: &Arc<Live>) {
+        self.live = Some(Arc::clone(live));
     }
 
     /// Stages and sends all of `bytes`; the last part may stay staged until the next flush.
@@ -251,6 +264,9 @@ impl<T: Transport> Writer<T> {
         self.count += count as u64;
         self.wire_count += count as u64;
         self.spliced += count as u64;
+        if let Some(live) = &self.live {
+            live.on_out(count, true);
+        }
         if let Layer::Kernel(sealer) = &mut self.layer {
             sealer.on_sent(count);
         }
@@ -284,11 +300,16 @@ impl<T: Transport> Writer<T> {
             Layer::User(sealer) => {
                 let mut control = Vec::new();
                 sealer.take_key_update(&mut control)?;
-                if control.is_empty() { Ok(()) } else { self.send_control(&control).await }
+                if control.is_empty() {
+                    return Ok(());
+                }
+                self.on_key_update();
+                self.send_control(&control).await
             }
             Layer::Kernel(sealer) => {
                 let Some((content_type, message)) = sealer.due_key_update()? else { return Ok(()) };
                 self.send_record(content_type, &message).await?;
+                self.on_key_update();
                 let (Layer::Kernel(sealer), Some(socket)) = (&mut self.layer, self.io.kernel_tls())
                 else {
                     return Ok(());
@@ -298,6 +319,12 @@ impl<T: Transport> Writer<T> {
                     KernelRecordError::Io(error) => error.into(),
                 })
             }
+        }
+    }
+
+    fn on_key_update(&self) {
+        if let Some(live) = &self.live {
+            live.on_key_update();
         }
     }
 

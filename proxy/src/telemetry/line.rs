@@ -67,6 +67,11 @@ pub enum UserReason {
     Refused,
 }
 
+impl UserReason {
+    /// Labels in the order of the declaration, as in the log.
+    pub const LABELS: [&str; 4] = ["configured", "no_kernel_tls", "cipher", "refused"];
+}
+
 /// How payload was moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -91,6 +96,11 @@ pub enum CopyReason {
     NotBulk,
 }
 
+impl CopyReason {
+    /// Labels in the order of the declaration, as in the log.
+    pub const LABELS: [&str; 4] = ["configured", "user_tls", "no_pipe", "not_bulk"];
+}
+
 /// Everything a line tells. Names and units are those of the JSON format.
 #[derive(Clone, Debug, Serialize)]
 pub struct Record {
@@ -111,6 +121,9 @@ pub struct Record {
     /// The route's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub route: Option<String>,
+    /// The route's place in the configuration. Known without a log, too: requests are counted by it.
+    #[serde(skip)]
+    pub route_index: Option<usize>,
     /// The endpoint that answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream: Option<String>,
@@ -290,6 +303,7 @@ mod tests {
             target: "/a\"\n".into(),
             host: "h".into(),
             route: Some("/".into()),
+            route_index: None,
             upstream: None,
             status: 502,
             bytes_in: 1,
@@ -309,6 +323,25 @@ mod tests {
             referer: None,
             unstable_risk: None,
             measured: None,
+        }
+    }
+
+    #[test]
+    fn labels_are_those_of_the_log() {
+        let reasons = [
+            UserReason::Configured,
+            UserReason::NoKernelTls,
+            UserReason::Cipher,
+            UserReason::Refused,
+        ];
+        for reason in reasons {
+            let label = UserReason::LABELS[reason as usize];
+            assert_eq!(serde_json::to_value(reason).unwrap(), label);
+        }
+        use CopyReason::{Configured, NoPipe, NotBulk, UserTls};
+        for reason in [Configured, UserTls, NoPipe, NotBulk] {
+            let label = CopyReason::LABELS[reason as usize];
+            assert_eq!(serde_json::to_value(reason).unwrap(), label);
         }
     }
 

@@ -1,6 +1,7 @@
 //! The sections of the file, one file each. Every function here reads its part completely, notes
 //! what is wrong, and goes on with the default in its place, so that one run finds every mistake.
 
+mod admin;
 mod headers;
 mod listener;
 mod rest;
@@ -12,6 +13,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub(super) use admin::admin;
 pub(super) use listener::listeners;
 pub(super) use rest::{access_log, drain_timeout, limits, telemetry, trusted_proxies, workers};
 pub(super) use route::routes;
@@ -26,6 +28,7 @@ use crate::addr::CidrSet;
 /// Keys of the top level; a test keeps the list complete.
 pub(super) const TOP: &[&str] = &[
     "access_log",
+    "admin",
     "drain_timeout",
     "limits",
     "listener",

@@ -324,6 +324,27 @@ fn what_is_measured_can_be_bounded_and_switched_off() {
 }
 
 #[test]
+fn administrators_ask_on_this_machine_only() {
+    let of = |lines: &str| accept(&format!("{PLAIN}{lines}")).config.admin;
+    assert_eq!(of(""), None);
+    let admin = of("[admin]\nsocket = \"admin.sock\"\naddress = \"[::1]:9180\"\n").unwrap();
+    assert!(admin.socket.is_some_and(|socket| socket.is_absolute()));
+    assert_eq!(admin.address, Some("[::1]:9180".parse().unwrap()));
+    let long = format!("socket = \"{}\"", "x".repeat(200));
+    for (lines, word) in [
+        ("address = \"0.0.0.0:9180\"", "loopback"),
+        ("address = \"192.0.2.1:9180\"", "loopback"),
+        ("", "socket"),
+        ("socket = \"/nonexistent/admin.sock\"", "no directory /nonexistent"),
+        (&long, "107"),
+    ] {
+        let report = refuse(&format!("{PLAIN}[admin]\n{lines}\n"));
+        assert_eq!(report.problems().len(), 1, "{report}");
+        assert!(report.to_string().contains(word), "{report}");
+    }
+}
+
+#[test]
 fn the_readme_describes_every_key() {
     let readme = include_str!("../../../../README.md");
     let (_, reference) = readme.split_once("## Configuration").unwrap();
@@ -331,13 +352,22 @@ fn the_readme_describes_every_key() {
     let stray = "qqqqqqqqqqqqqqqq = 1\n";
     let report = refuse(&format!(
         "{stray}[[listener]]\n{stray}[tls]\n{stray}[[tls.site]]\n{stray}[[upstream]]\n{stray}\
-         [[route]]\n{stray}[limits]\n{stray}[access_log]\n{stray}[telemetry]\n{stray}"
+         [[route]]\n{stray}[limits]\n{stray}[access_log]\n{stray}[telemetry]\n{stray}[admin]\n{stray}"
     ));
     let lists = report.problems().iter().filter_map(|problem| {
         problem.hint.as_deref().and_then(|hint| hint.strip_prefix("known here: "))
     });
-    let tables =
-        ["listener", "tls", "site", "upstream", "route", "limits", "access_log", "telemetry"];
+    let tables = [
+        "listener",
+        "tls",
+        "site",
+        "upstream",
+        "route",
+        "limits",
+        "access_log",
+        "telemetry",
+        "admin",
+    ];
     let mut keys = 0;
     for key in lists.flat_map(|list| list.split(", ")) {
         let table = reference.contains(&format!("\n### `[{key}]`"))

@@ -59,12 +59,6 @@ pub struct Reading {
 pub struct Stats {
     /// Connections that can be measured at once.
     pub capacity: u64,
-    /// Entries in the map of connections.
-    pub connections: u64,
-    /// Entries in the map of sockets.
-    pub sockets: u64,
-    /// Entries in the map of delays, two per connection.
-    pub histograms: u64,
     /// Connections that the kernel has seen to be established.
     pub established: u64,
     /// Connections that found the kernel's map full.
@@ -114,6 +108,15 @@ impl Meter {
     #[must_use]
     pub fn is_on(&self) -> bool {
         matches!(self.state, State::On(_))
+    }
+
+    /// Why it does not measure; None when it does.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        match &self.state {
+            State::On(_) => None,
+            State::Off(reason) => Some(reason),
+        }
     }
 
     /// One line for the start-up report.
@@ -233,17 +236,13 @@ impl Meter {
         }
     }
 
-    /// How the meter itself does; None when it is off. Counts the entries of maps, which takes a microsecond for each.
+    /// How the meter itself does; None when it is off.
     #[must_use]
     pub fn stats(&self) -> Option<Stats> {
         let programs = self.programs()?;
         let maps = programs.maps();
-        let count = |entries: usize| entries as u64;
         Some(Stats {
             capacity: programs.capacity.into(),
-            connections: count(maps.conns.keys().flatten().count()),
-            sockets: count(maps.socks.keys().flatten().count()),
-            histograms: count(maps.histograms.keys().flatten().count()),
             established: count_of(&maps, Stat::Established),
             insert_errors: count_of(&maps, Stat::InsertErrors),
             unmeasured: self.unmeasured.load(Ordering::Relaxed),
