@@ -1,15 +1,15 @@
 //! The terminal: drawn anew for every snapshot and key, and given back as it was.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, TryRecvError};
-use std::thread;
 use std::time::Duration;
+use std::{io, process, thread};
 
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use super::client::{self, Source};
 use super::rows::Sort;
@@ -18,6 +18,9 @@ use crate::telemetry::snapshot::Snapshot;
 
 /// How long a signal or a snapshot waits until it is noticed.
 const GLANCE: Duration = Duration::from_millis(100);
+
+/// How long the screen has to end by itself after a signal.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// The terminal in its own screen, until this is dropped. A panic gives it back too, before it tells itself.
 struct Terminal(DefaultTerminal);
@@ -44,9 +47,7 @@ pub(super) fn run(
     first: Snapshot,
 ) -> io::Result<()> {
     let ended = Arc::new(AtomicBool::new(false));
-    for signal in [SIGHUP, SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&ended))?;
-    }
+    end_on_signal(Arc::clone(&ended))?;
     let snapshots = ask(source.clone(), interval)?;
     let mut screen = Screen::new(first, sort);
     let mut terminal = Terminal::take()?;
@@ -75,6 +76,21 @@ pub(super) fn run(
             break;
         }
     }
+    Ok(())
+}
+
+/// Tells of a signal, and ends the process when nobody listens.
+fn end_on_signal(ended: Arc<AtomicBool>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        if signals.forever().next().is_some() {
+            ended.store(true, Ordering::Relaxed);
+            // On a terminal that has hung up, crossterm reads the end of it again and again and does not return.
+            thread::sleep(GRACE);
+            ratatui::restore();
+            process::exit(0);
+        }
+    })?;
     Ok(())
 }
 
