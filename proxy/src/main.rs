@@ -183,6 +183,9 @@ fn check(path: &Path) -> ExitCode {
         config.routes.len(),
         config.upstreams.len()
     );
+    if config.tls.is_some() {
+        println!("TLS on this machine: {}", Support::probe().describe().join("; "));
+    }
     ExitCode::SUCCESS
 }
 

@@ -71,6 +71,18 @@ pub fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, count: usize) -> io::Res
     usize::try_from(moved).map_err(|_| io::Error::last_os_error())
 }
 
+/// Whether `poll(2)` reports a socket as readable within `time`. Waits, so not for a thread that serves.
+///
+/// # Errors
+/// The error of `poll(2)`.
+pub fn readable_within(socket: BorrowedFd<'_>, time: std::time::Duration) -> io::Result<bool> {
+    let mut entry = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let milliseconds = libc::c_int::try_from(time.as_millis()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the pointer is to one live, writable entry, and the count says so. The descriptor is borrowed, hence open.
+    let count = unsafe { libc::poll(&raw mut entry, 1, milliseconds) };
+    if count < 0 { Err(io::Error::last_os_error()) } else { Ok(count > 0) }
+}
+
 /// Sets or clears `O_NONBLOCK`.
 ///
 /// # Errors

@@ -1,18 +1,20 @@
 //! What this kernel can do, found out by doing it: versions say nothing, because distributions build without the module,
 //! leave ciphers out, and port features back.
 //!
-//! Each cipher is tried over loopback in both directions with more than 64 KiB in odd pieces, byte for byte.
+//! Each cipher is tried over loopback in both directions with more than 64 KiB in odd pieces, byte for byte, copied and
+//! spliced.
 
+use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ktls::CryptoInfo;
 use ktls_sys::bindings as layout;
 use rustls::{CipherSuite, SupportedCipherSuite};
 
-use crate::sys::tls;
+use crate::sys::{self, tls};
 use crate::transport::TlsDirection;
 
 /// Time that one loopback transfer may take.
@@ -131,6 +133,19 @@ pub struct Support {
     /// One for each of [`COMBINATIONS`]: it works, or why not.
     results: Vec<Result<(), String>>,
     can_rekey: bool,
+    readiness: Readiness,
+}
+
+/// What a poll says of a socket that holds a part of a record only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Not readable.
+    Exact,
+    /// Readable, though nothing can be received (seen on Linux 6.1): whoever waits like that would spin. The gateway
+    /// waits by receives instead.
+    Premature,
+    /// It could not be found out.
+    Unknown,
 }
 
 impl Support {
@@ -138,13 +153,14 @@ impl Support {
     #[must_use]
     pub fn none(reason: &str) -> Self {
         let results = COMBINATIONS.iter().map(|_| Err(reason.to_owned())).collect();
-        Self { results, can_rekey: false }
+        Self { results, can_rekey: false, readiness: Readiness::Unknown }
     }
 
     /// Everything, for tests that stand in for the kernel themselves.
     #[cfg(test)]
     pub(crate) fn everything(can_rekey: bool) -> Self {
-        Self { results: COMBINATIONS.iter().map(|_| Ok(())).collect(), can_rekey }
+        let results = COMBINATIONS.iter().map(|_| Ok(())).collect();
+        Self { results, can_rekey, readiness: Readiness::Exact }
     }
 
     /// Tries everything. Takes some milliseconds, and blocks.
@@ -157,7 +173,10 @@ impl Support {
             .zip(&results)
             .find(|(combination, result)| combination.is_tls13 && result.is_ok());
         let can_rekey = works.is_some_and(|(combination, _)| try_rekey(*combination).is_ok());
-        Self { results, can_rekey }
+        let readiness = works
+            .and_then(|(combination, _)| try_readiness(*combination).ok())
+            .unwrap_or(Readiness::Unknown);
+        Self { results, can_rekey, readiness }
     }
 
     /// Whether a connection with this suite can be taken over.
@@ -200,6 +219,10 @@ impl Support {
                 if let Some(reason) = reason {
                     lines.push(format!("in user space: {} ({reason})", names(false)));
                 }
+                if self.readiness == Readiness::Premature {
+                    let text = "a part of a record looks like a whole one to poll; nothing here relies on that";
+                    lines.push(text.to_owned());
+                }
                 if !self.can_rekey {
                     let text = "no key updates in this kernel (Linux 6.14 has them): a client that asks for one, \
                                 which browsers do not, is disconnected";
@@ -238,6 +261,9 @@ fn try_out(combination: Combination) -> Result<(), String> {
         set(sender, TlsDirection::Send, combination, seed)?;
         set(receiver, TlsDirection::Receive, combination, seed)?;
     }
+    for (sender, receiver) in [(&near, &far), (&far, &near)] {
+        splice_through(sender, receiver)?;
+    }
     for (mut sender, mut receiver) in [(&near, &far), (&far, &near)] {
         for (index, len) in PIECES.into_iter().enumerate() {
             let step = u8::try_from(index).unwrap_or_default().wrapping_mul(31);
@@ -254,6 +280,67 @@ fn try_out(combination: Combination) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Pieces that go into one socket and come out of the other through pipes, in what the kernel seals and opens.
+fn splice_through(sender: &TcpStream, receiver: &TcpStream) -> Result<(), String> {
+    /// Sizes: 81,952 bytes in all, with a part of a record at the end of each.
+    const PIECES: [usize; 4] = [300, 16_385, 65_000, 267];
+    let failed = |error: io::Error| format!("a loopback transfer by splice failed: {error}");
+    let (read, write, _) = sys::pipe().map_err(failed)?;
+    let (mut source, mut sink) = (File::from(write), File::from(read));
+    let deadline = Instant::now() + TIMEOUT;
+    for (index, len) in PIECES.into_iter().enumerate() {
+        let step = u8::try_from(index).unwrap_or_default().wrapping_mul(59);
+        let piece: Vec<u8> = (0..=250).cycle().skip(step.into()).take(len).collect();
+        source.write_all(&piece).map_err(failed)?;
+        let mut held = len;
+        while held > 0 {
+            held -= sys::splice(sink.as_fd(), sender.as_fd(), held).map_err(failed)?;
+        }
+        let mut received = Vec::with_capacity(len);
+        while received.len() < len {
+            match sys::splice(receiver.as_fd(), source.as_fd(), len - received.len()) {
+                Ok(0) => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
+                Ok(count) => {
+                    let start = received.len();
+                    received.resize(start + count, 0);
+                    sink.read_exact(&mut received[start..]).map_err(failed)?;
+                }
+                // The record is on its way.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if Instant::now() > deadline {
+                        return Err(failed(error));
+                    }
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        if received != piece {
+            return Err(
+                "a loopback transfer by splice changed its bytes: do not trust this kernel".into(),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Sends a part of a record to a socket whose records the kernel opens, and asks whether it is readable.
+fn try_readiness(combination: Combination) -> Result<Readiness, String> {
+    /// Time in which the part has certainly arrived, and within which a poll that is exact waits.
+    const MOMENT: Duration = Duration::from_millis(20);
+    let (mut near, far) = attached_pair()?;
+    set(&far, TlsDirection::Receive, combination, 1)?;
+    // Without a key this end sends as it is: a header that promises 4 KiB, and some of them.
+    let mut part = vec![23, 3, 3, 16, 0];
+    part.resize(100, 0);
+    near.write_all(&part).map_err(|error| error.to_string())?;
+    match sys::readable_within(far.as_fd(), MOMENT) {
+        Ok(true) => Ok(Readiness::Premature),
+        Ok(false) => Ok(Readiness::Exact),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn set(
