@@ -19,6 +19,9 @@ use tlsplice_fixtures::{Error, Result, packages};
 
 use crate::tools;
 
+/// Time that the gateway's report gets once it listens.
+const REPORT_TIME: Duration = Duration::from_millis(250);
+
 /// How often the gateway is looked after.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -121,6 +124,8 @@ fn run_prepared(options: &Options, binary: &Path, signals: Signals) -> Result<Ex
     let begun = Instant::now();
     follow(gateway, signals, move |_| {
         if TcpStream::connect_timeout(&probe, POLL).is_ok() {
+            // The gateway's own report, which comes as soon as it listens, goes first.
+            thread::sleep(REPORT_TIME);
             eprint!("{welcome}");
             return Ok(true);
         }

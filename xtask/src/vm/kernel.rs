@@ -15,8 +15,6 @@ pub(crate) struct Kernel {
     pub(crate) packages: &'static [&'static str],
     /// Nobody else has it, so that its lack is no failure.
     pub(crate) is_optional: bool,
-    /// Debian's stable one: what has little to do with kernels is run on it alone when time is short.
-    pub(crate) is_stable: bool,
     /// What it can do for TLS.
     pub(crate) tls: Tls,
 }
@@ -34,32 +32,13 @@ pub(crate) enum Tls {
 
 /// Oldest first.
 pub(crate) const ALL: [Kernel; 4] = [
-    Kernel {
-        name: "5.10",
-        packages: &["linux-image-5.10."],
-        is_optional: false,
-        is_stable: false,
-        tls: Tls::None,
-    },
-    Kernel {
-        name: "6.1",
-        packages: &["linux-image-6.1."],
-        is_optional: false,
-        is_stable: false,
-        tls: Tls::Keys,
-    },
-    Kernel {
-        name: "6.12",
-        packages: &["linux-image-6.12."],
-        is_optional: false,
-        is_stable: true,
-        tls: Tls::Keys,
-    },
+    Kernel { name: "5.10", packages: &["linux-image-5.10."], is_optional: false, tls: Tls::None },
+    Kernel { name: "6.1", packages: &["linux-image-6.1."], is_optional: false, tls: Tls::Keys },
+    Kernel { name: "6.12", packages: &["linux-image-6.12."], is_optional: false, tls: Tls::Keys },
     Kernel {
         name: "newest",
         packages: &["linux-binary-", "linux-modules-"],
         is_optional: true,
-        is_stable: false,
         tls: Tls::Rekey,
     },
 ];
