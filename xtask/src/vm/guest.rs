@@ -64,7 +64,7 @@ pub(super) fn boot(
             }
             .split(' '),
         )
-        .args(["-m", "1024", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
+        .args(["-m", "2048", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
         // The host's loopback is 10.0.2.2 there.
         .args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="])
         .args(["-serial", "stdio", "-kernel"])
