@@ -45,7 +45,8 @@ pub(crate) const ALL: [Kernel; 4] = [
 
 /// What is needed, whichever of them exist: the network device, sockets that see the wire, TLS itself and implementations
 /// of its ciphers.
-const WANTED: [&str; 13] = [
+const WANTED: [&str; 14] = [
+    "virtio_pci",
     "virtio_net",
     "af_packet",
     "tls",
