@@ -23,7 +23,6 @@ pub struct Pipe {
 pub struct Pipes {
     free: RefCell<Vec<Pipe>>,
     in_use: Cell<usize>,
-    refused: Cell<u64>,
 }
 
 impl Pipes {
@@ -34,9 +33,8 @@ impl Pipes {
             Some(pipe) => Some(pipe),
             None => Self::make().inspect_err(|error| tracing::debug!("no pipe: {error}")).ok(),
         };
-        match pipe {
-            Some(_) => self.in_use.set(self.in_use.get() + 1),
-            None => self.refused.set(self.refused.get() + 1),
+        if pipe.is_some() {
+            self.in_use.set(self.in_use.get() + 1);
         }
         pipe
     }
@@ -45,11 +43,6 @@ impl Pipes {
     #[cfg(test)]
     pub(crate) fn in_use(&self) -> usize {
         self.in_use.get()
-    }
-
-    /// How often there was none.
-    pub fn refused(&self) -> u64 {
-        self.refused.get()
     }
 
     /// Takes a pipe back, with how much is left in it.

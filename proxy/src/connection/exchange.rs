@@ -147,11 +147,11 @@ async fn attempt<N: Network>(
         tracing::info!(client = %record.client, "{KEY_WORN}");
     }
     let (wire_before, read_before) = (lease.writer.wire_count(), session.reader.count());
-    let before = Moved::until_now(core, session, &lease);
+    let before = Moved::until_now(session, &lease);
     let result = exchange(shared, route, session, forward, &mut lease, &progress).await;
     record.status = progress.status.get();
     record.bytes_in = session.reader.count() - read_before;
-    before.tell(core, session, &lease, record);
+    before.tell(session, &lease, record);
     record.first_byte = progress.upstream_spoke.get().map(|at| at.duration_since(start));
     if let Some(time) = record.first_byte {
         session.live.set_first_byte(time);
@@ -170,9 +170,9 @@ async fn attempt<N: Network>(
                 After::KeepAlive
             })
         }
-        Ok(Answer::Upgraded) => Attempt::Done(
-            tunnel(core, session, &mut lease, route.tunnel_idle_timeout, record).await,
-        ),
+        Ok(Answer::Upgraded) => {
+            Attempt::Done(tunnel(session, &mut lease, route.tunnel_idle_timeout, record).await)
+        }
         Err(failure) => {
             let nothing_came =
                 progress.upstream_spoke.get().is_none() && !progress.response_started.get();
@@ -193,35 +193,26 @@ async fn attempt<N: Network>(
 /// What was spliced so far, and how often there was no pipe for it.
 struct Moved {
     spliced: u64,
-    refused: u64,
+    without_pipe: u64,
 }
 
 impl Moved {
-    fn until_now<N: Network>(
-        core: &Core<N>,
-        session: &Session<N::Io>,
-        lease: &Lease<N::Io>,
-    ) -> Self {
-        let spliced = lease.writer.spliced() + session.writer.spliced();
-        Self { spliced, refused: core.buffers.pipes().refused() }
+    fn until_now<T: Transport>(session: &Session<T>, lease: &Lease<T>) -> Self {
+        let (up, down) = (&lease.writer, &session.writer);
+        let without_pipe = up.without_pipe() + down.without_pipe();
+        Self { spliced: up.spliced() + down.spliced(), without_pipe }
     }
 
     /// Notes how payload has been moved since.
-    fn tell<N: Network>(
-        &self,
-        core: &Core<N>,
-        session: &Session<N::Io>,
-        lease: &Lease<N::Io>,
-        record: &mut Record,
-    ) {
-        let now = Self::until_now(core, session, lease);
+    fn tell<T: Transport>(&self, session: &Session<T>, lease: &Lease<T>, record: &mut Record) {
+        let now = Self::until_now(session, lease);
         (record.path, record.path_reason) = if now.spliced != self.spliced {
             (DataPath::Splice, None)
         } else if session.splice == Splice::Never {
             (DataPath::Copy, Some(CopyReason::Configured))
         } else if session.tls == TlsPath::User {
             (DataPath::Copy, Some(CopyReason::UserTls))
-        } else if now.refused != self.refused {
+        } else if now.without_pipe != self.without_pipe {
             (DataPath::Copy, Some(CopyReason::NoPipe))
         } else {
             (DataPath::Copy, Some(CopyReason::NotBulk))
@@ -496,10 +487,9 @@ fn request_failure(error: &RelayError, progress: &Progress) -> Failure {
 }
 
 /// Both directions without looking, until both have ended.
-async fn tunnel<N: Network>(
-    core: &Core<N>,
-    session: &mut Session<N::Io>,
-    lease: &mut Lease<N::Io>,
+async fn tunnel<T: Transport>(
+    session: &mut Session<T>,
+    lease: &mut Lease<T>,
     idle_timeout: Duration,
     record: &mut Record,
 ) -> After {
@@ -507,7 +497,7 @@ async fn tunnel<N: Network>(
     session.watch.set_activity(Activity::Tunnel);
     session.live.set_doing(Doing::Tunnel);
     let (read_before, sent_before) = (session.reader.count(), session.writer.count());
-    let before = Moved::until_now(core, session, lease);
+    let before = Moved::until_now(session, lease);
     let watch = Rc::clone(&session.watch);
     let gaps = Gaps::counting(watch.now(), Arc::clone(&session.live.risk));
     let result = relay::tunnel(
@@ -522,7 +512,7 @@ async fn tunnel<N: Network>(
     watch.receive_at_leisure();
     record.bytes_in = session.reader.count() - read_before;
     record.bytes_out = session.writer.count() - sent_before;
-    before.tell(core, session, lease, record);
+    before.tell(session, lease, record);
     match result {
         Ok(ending) => {
             record.outcome = match ending {

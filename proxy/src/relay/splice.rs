@@ -23,7 +23,10 @@ pub(super) async fn splice<T: Transport, U: Transport>(
         return Ok(Some(0));
     };
     let Some(sink) = sink.splicer() else { return Ok(None) };
-    let Some(mut pipe) = Borrowed::take(from.buffers()) else { return Ok(None) };
+    let Some(mut pipe) = Borrowed::take(from.buffers()) else {
+        to.on_no_pipe();
+        return Ok(None);
+    };
     let mut flow = Flow::new(left, pipe.capacity());
     let from_error = |error| RelayError::Stream(Side::From, error);
     let to_error = |error| RelayError::Stream(Side::To, error);

@@ -33,6 +33,7 @@ pub struct Writer<T: Transport> {
     count: Count,
     wire_count: Count,
     spliced: Count,
+    without_pipe: Count,
     is_spliceable: bool,
     /// Told of what is sent.
     live: Option<Arc<Live>>,
@@ -73,6 +74,7 @@ impl<T: Transport> Writer<T> {
             count: 0,
             wire_count: 0,
             spliced: 0,
+            without_pipe: 0,
             is_spliceable: true,
             live: None,
         }
@@ -270,6 +272,17 @@ impl<T: Transport> Writer<T> {
         if let Layer::Kernel(sealer) = &mut self.layer {
             sealer.on_sent(count);
         }
+    }
+
+    /// Says that there was no pipe to splice through.
+    pub fn on_no_pipe(&mut self) {
+        self.without_pipe += 1;
+    }
+
+    /// How often there was no pipe.
+    #[must_use]
+    pub fn without_pipe(&self) -> Count {
+        self.without_pipe
     }
 
     /// Bytes that were spliced.
