@@ -14,7 +14,7 @@ const RIVALS: [(&str, &str); 3] =
 /// What is measured.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// The points that matter most, in less than 4 minutes; without it all, in less than 30.
+    /// The points that matter most, in about 4 minutes; without it all, in about 30.
     #[arg(long)]
     quick: bool,
     /// Only this scenario; `--list` names them.
