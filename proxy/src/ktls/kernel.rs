@@ -113,6 +113,8 @@ pub enum Taken {
     Nothing,
     /// It was dealt with here.
     Handled,
+    /// The peer changed its key.
+    KeyUpdated,
     /// The peer will send nothing more.
     CloseNotify,
     /// It was data after all, so many bytes: the error that led here was about a record before it.
@@ -219,6 +221,7 @@ impl KernelOpener {
                 socket.set_key(TlsDirection::Receive, &key)?;
                 (self.records, self.uncounted) = (0, 0);
                 self.keys.schedule.borrow_mut().on_key_update(is_asked);
+                return Ok(Taken::KeyUpdated);
             }
         }
         Ok(Taken::Handled)
@@ -413,7 +416,7 @@ mod tests {
         let update = [24, 0, 0, 1, 0];
         assert_eq!(taken(TLS13, true, (21, &[1, 0])), Ok((Taken::CloseNotify, vec![])));
         assert_eq!(taken(TLS13, true, (21, &[2, 40])), Err(RecordError::PeerAlert(40)));
-        let followed = (Taken::Handled, vec![TlsDirection::Receive]);
+        let followed = (Taken::KeyUpdated, vec![TlsDirection::Receive]);
         assert_eq!(taken(TLS13, true, (22, &update)), Ok(followed));
         assert_eq!(taken(TLS13, false, (22, &update)), Err(RecordError::KeyUpdateUnsupported));
         assert_eq!(taken(TLS13, true, (22, &[1, 0, 0, 0])), Err(RecordError::Unexpected));

@@ -26,6 +26,11 @@ pub enum Opened {
         /// Its length.
         record_len: usize,
     },
+    /// A record that changed the peer's key.
+    KeyUpdated {
+        /// Its length.
+        record_len: usize,
+    },
     /// The peer will send nothing more, and says so.
     CloseNotify,
 }
@@ -108,6 +113,7 @@ impl Opener {
                 self.cipher = schedule.next_receive()?;
                 self.sequence = 0;
                 schedule.on_key_update(is_asked);
+                return Ok(Opened::KeyUpdated { record_len });
             }
         }
         Ok(Opened::Handled { record_len })

@@ -57,7 +57,9 @@ fn open_all(opener: &mut Opener, wire: &[u8], size: usize) -> Result<Vec<u8>, Re
                     plain.extend_from_slice(&buffer[payload]);
                     buffer.drain(..record_len);
                 }
-                Opened::Handled { record_len } => drop(buffer.drain(..record_len)),
+                Opened::Handled { record_len } | Opened::KeyUpdated { record_len } => {
+                    drop(buffer.drain(..record_len))
+                }
                 Opened::CloseNotify => return Ok(plain),
             }
         }

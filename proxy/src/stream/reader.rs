@@ -230,13 +230,6 @@ impl<T: Transport> Reader<T> {
         self.live = Some(Arc::clone(live));
     }
 
-    fn on_key_update(&mut self) {
-        self.has_swallowed = true;
-        if let Some(live) = &self.live {
-            live.on_key_update();
-        }
-    }
-
     /// Tells `gauge` from now on of records that carry no payload: nothing is forwarded for them.
     pub fn measure(&mut self, gauge: Rc<Gauge>) {
         self.gauge = Some(gauge);
@@ -468,7 +461,12 @@ impl<T: Transport> Reader<T> {
         };
         match opener.take(socket, self.buffer.spare_mut()) {
             Ok(Taken::Handled) => {
-                self.on_key_update();
+                self.has_swallowed = true;
+                Ok(())
+            }
+            Ok(Taken::KeyUpdated) => {
+                self.has_swallowed = true;
+                self.live.iter().for_each(|live| live.on_key_update());
                 Ok(())
             }
             Ok(Taken::CloseNotify) => {
@@ -604,9 +602,11 @@ impl<T: Transport> Reader<T> {
                 Opened::Handled { record_len } => {
                     self.wire += record_len;
                     self.has_swallowed = true;
-                    if let Some(live) = &self.live {
-                        live.on_key_update();
-                    }
+                }
+                Opened::KeyUpdated { record_len } => {
+                    self.wire += record_len;
+                    self.has_swallowed = true;
+                    self.live.iter().for_each(|live| live.on_key_update());
                 }
                 Opened::CloseNotify => self.end = Some(End::Clean),
             }
