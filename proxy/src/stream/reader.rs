@@ -1,5 +1,8 @@
 //! The receiving half.
 
+mod records;
+mod splicing;
+
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
@@ -7,11 +10,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use records::Layer;
+pub use splicing::SpliceSource;
+
 use super::{Count, StreamError};
 use crate::buffers::{Buffers, Class};
-use crate::ktls::kernel::{KernelOpener, KernelRecordError, Taken};
-use crate::ktls::{Opened, Opener, RecordError};
-use crate::pipes::Pipe;
+use crate::ktls::kernel::KernelOpener;
+use crate::ktls::{Opener, RecordError};
 use crate::telemetry::{Direction, Gauge, Live};
 use crate::timers::Watched;
 use crate::transport::{Buffer, Transport};
@@ -69,49 +74,6 @@ enum Demand {
     Everything,
     /// The first bytes; the rest stays in the socket, to be spliced.
     Beginning,
-}
-
-/// A socket whose next input can be spliced.
-#[derive(Debug)]
-pub enum SpliceSource<T> {
-    /// It carries no TLS.
-    Plain(T),
-    /// The kernel opens its records, of which one call moves one at most.
-    Records(T),
-}
-
-impl<T: Transport> SpliceSource<T> {
-    /// Moves at most `count` bytes into the empty `pipe`, without waiting.
-    ///
-    /// # Errors
-    /// The error of `splice(2)`: `WouldBlock` when there is nothing, `EINVAL` where it cannot be done, which a record
-    /// that is no data is a case of.
-    pub fn fill(&self, pipe: &Pipe, count: usize) -> io::Result<usize> {
-        let unsuitable = || io::Error::from(io::ErrorKind::InvalidInput);
-        match self {
-            Self::Plain(socket) => socket.splicer().ok_or_else(unsuitable)?.fill(pipe, count),
-            Self::Records(socket) => {
-                socket.splicer().ok_or_else(unsuitable)?.fill_opened(pipe, count)
-            }
-        }
-    }
-
-    /// Whether waiting for the socket to become readable says that it has something. Linux 6.1 reports one whose kernel
-    /// holds a part of a record as readable, again and again.
-    #[must_use]
-    pub fn tells_readiness(&self) -> bool {
-        matches!(self, Self::Plain(_))
-    }
-}
-
-/// Who opens records.
-enum Layer {
-    /// There are none.
-    None,
-    /// We do.
-    User(Box<Opener>),
-    /// The kernel does; what is not data is left to us.
-    Kernel(Box<KernelOpener>),
 }
 
 struct InFlight<R> {
@@ -253,37 +215,6 @@ impl<T: Transport> Reader<T> {
         self.end
     }
 
-    /// What was wrong with the record layer, for the alert that the peer is owed.
-    #[must_use]
-    pub fn record_error(&self) -> Option<RecordError> {
-        self.record_error
-    }
-
-    /// Says that all input is to come through here.
-    pub fn forbid_splicing(&mut self) {
-        self.is_spliceable = false;
-    }
-
-    /// Whether input can be spliced, when nothing received is here.
-    #[must_use]
-    pub fn may_splice(&self) -> bool {
-        let is_opened_here = matches!(self.layer, Layer::User(_));
-        self.is_spliceable && !is_opened_here && self.io.splicer().is_some()
-    }
-
-    /// The socket, when what it receives next can be spliced: no record layer of ours has to see it, and nothing received
-    /// is still here.
-    #[must_use]
-    pub fn splice_source(&self) -> Option<SpliceSource<T>> {
-        let is_free = self.in_flight.is_none() && self.buffer.is_empty() && self.end.is_none();
-        match self.layer {
-            _ if !is_free || !self.may_splice() => None,
-            Layer::None => Some(SpliceSource::Plain(self.io.clone())),
-            Layer::Kernel(_) => Some(SpliceSource::Records(self.io.clone())),
-            Layer::User(_) => None,
-        }
-    }
-
     /// Whether input comes in bulk: more than one read in a row filled its buffer.
     #[must_use]
     pub fn is_bulk(&self) -> bool {
@@ -293,47 +224,6 @@ impl<T: Transport> Reader<T> {
     /// Says that input does not come in bulk any more.
     pub fn end_bulk(&mut self) {
         self.appetite = Appetite { class: Class::Small, small_reads: 0 };
-    }
-
-    /// Says that bytes left the socket without being seen here.
-    ///
-    /// # Errors
-    /// [`StreamError::Record`] when the key of the peer has protected more than it may.
-    pub fn on_spliced(&mut self, count: usize) -> Result<(), StreamError> {
-        self.count += count as u64;
-        if let Some(live) = &self.live {
-            live.on_in(count, true);
-        }
-        self.on_data(count)
-    }
-
-    fn on_data(&mut self, count: usize) -> Result<(), StreamError> {
-        let (Layer::Kernel(opener), Some(socket)) = (&mut self.layer, self.io.kernel_tls()) else {
-            return Ok(());
-        };
-        opener.on_data(socket, count).map_err(|error| {
-            self.record_error = Some(error);
-            error.into()
-        })
-    }
-
-    /// Whether the peer's key has protected so many records that the connection should end at the next opportunity.
-    #[must_use]
-    pub fn is_key_worn(&self) -> bool {
-        match &self.layer {
-            Layer::None => false,
-            Layer::User(opener) => opener.is_key_worn(),
-            Layer::Kernel(opener) => opener.is_key_worn(),
-        }
-    }
-
-    /// Waits until a receive would find something.
-    ///
-    /// # Errors
-    /// When the deadline passes first, or the socket fails.
-    pub async fn readable(&self) -> Result<(), StreamError> {
-        self.io.readable().await?;
-        self.watch.shut().map_or(Ok(()), |cause| Err(cause.into()))
     }
 
     /// The buffers in use.
@@ -434,63 +324,6 @@ impl<T: Transport> Reader<T> {
         }
     }
 
-    /// An error may stand for a record that is not data.
-    fn on_error(&mut self, error: io::Error) -> Result<(), StreamError> {
-        if let Some(cause) = self.watch.shut() {
-            return Err(cause.into());
-        }
-        let is_kernel = matches!(self.layer, Layer::Kernel(_));
-        if is_kernel && KernelOpener::is_control(&error) {
-            return self.take_control();
-        }
-        match KernelOpener::record_error(&error) {
-            Some(record) if is_kernel => Err(self.fail(record)),
-            _ => Err(error.into()),
-        }
-    }
-
-    /// Takes the record that is not data, at which the kernel stopped.
-    fn take_control(&mut self) -> Result<(), StreamError> {
-        /// More than any message that may come has, so that it comes in one piece.
-        const ROOM_BYTES: usize = 64;
-        if self.buffer.spare() < ROOM_BYTES {
-            self.grow(Class::Bulk);
-        }
-        let (Layer::Kernel(opener), Some(socket)) = (&mut self.layer, self.io.kernel_tls()) else {
-            return Ok(());
-        };
-        match opener.take(socket, self.buffer.spare_mut()) {
-            Ok(Taken::Handled) => {
-                self.has_swallowed = true;
-                Ok(())
-            }
-            Ok(Taken::KeyUpdated) => {
-                self.has_swallowed = true;
-                self.live.iter().for_each(|live| live.on_key_update());
-                Ok(())
-            }
-            Ok(Taken::CloseNotify) => {
-                self.end = Some(End::Clean);
-                Ok(())
-            }
-            // Zero bytes of data are the end of the stream, or an empty record: the next receive tells.
-            Ok(Taken::Data(count)) => {
-                self.buffer.advance(count);
-                Ok(())
-            }
-            // What is no record at all gives the same error, once; after that nothing would ever come.
-            Ok(Taken::Nothing) => Err(self.fail(RecordError::Malformed)),
-            Err(KernelRecordError::Record(record)) => Err(self.fail(record)),
-            Err(KernelRecordError::Io(error)) => Err(error.into()),
-        }
-    }
-
-    /// Remembers the error for the alert.
-    fn fail(&mut self, error: RecordError) -> StreamError {
-        self.record_error = Some(error);
-        error.into()
-    }
-
     fn on_eof(&mut self) -> Result<(), StreamError> {
         if let Some(cause) = self.watch.shut() {
             return Err(cause.into());
@@ -570,51 +403,6 @@ impl<T: Transport> Reader<T> {
         self.in_flight = Some(InFlight { receive, plain, demand: self.demand });
         self.plain = 0;
         self.wire = 0;
-        Ok(())
-    }
-
-    /// Opens every complete record in the buffer.
-    fn open_records(&mut self) -> Result<(), StreamError> {
-        let Layer::User(opener) = &mut self.layer else {
-            self.plain = self.buffer.len();
-            self.wire = self.plain;
-            return Ok(());
-        };
-        while self.end.is_none() {
-            let record = &mut self.buffer.filled_mut()[self.wire..];
-            let opened =
-                opener.open(record).inspect_err(|&error| self.record_error = Some(error))?;
-            match opened {
-                Opened::Partial => break,
-                Opened::Data { payload, record_len } if self.plain == 0 => {
-                    // Nothing stands before it: the plaintext stays where it was decrypted.
-                    self.buffer.consume(self.wire + payload.start);
-                    self.plain = payload.len();
-                    self.wire = record_len - payload.start;
-                }
-                Opened::Data { payload, record_len } => {
-                    let from = self.wire + payload.start..self.wire + payload.end;
-                    self.plain += payload.len();
-                    let to = self.plain - payload.len();
-                    self.buffer.filled_mut().copy_within(from, to);
-                    self.wire += record_len;
-                }
-                Opened::Handled { record_len } => {
-                    self.wire += record_len;
-                    self.has_swallowed = true;
-                }
-                Opened::KeyUpdated { record_len } => {
-                    self.wire += record_len;
-                    self.has_swallowed = true;
-                    self.live.iter().for_each(|live| live.on_key_update());
-                }
-                Opened::CloseNotify => self.end = Some(End::Clean),
-            }
-            if self.plain == 0 {
-                self.buffer.consume(self.wire);
-                self.wire = 0;
-            }
-        }
         Ok(())
     }
 }
