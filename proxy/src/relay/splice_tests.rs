@@ -6,6 +6,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::buffers::Buffers;
+use crate::ktls::RecordError;
 use crate::limits::{PIPES_MAX, SPLICE_BYTES_MIN};
 use crate::message::chunked;
 use crate::message::framing::Framing;
@@ -15,6 +17,9 @@ use crate::transport::{Buffer, Transport as _};
 
 const IDLE: Duration = Duration::from_secs(60);
 const PACE: Pace = Pace::Idle(IDLE);
+
+/// More records than any key may protect.
+const RECORDS_TOO_MANY: u64 = 1 << 24;
 
 /// Two joined ends for each side of a relay, all of which can be spliced.
 fn ends(capacity: usize, seed: Option<u64>) -> (Double, Double, Double, Double) {
@@ -78,6 +83,15 @@ fn unframed(sink: Sink, mut wire: Vec<u8>) -> Option<Vec<u8>> {
     }
     let step = Source::new(Framing::Chunked).take(&mut wire).expect("well-formed chunks");
     (step.ended && step.consumed == wire.len()).then(|| wire[..step.data_len].to_vec())
+}
+
+/// No pipe is in use, and what the next transfer gets is its own.
+fn expect_empty_pipe(buffers: &Buffers) {
+    assert_eq!(buffers.pipes().in_use(), 0, "a pipe was lost");
+    let pipe = buffers.pipes().take().expect("there is one");
+    let mut file = std::fs::File::from(pipe.read.try_clone().expect("a descriptor"));
+    let read = io::Read::read(&mut file, &mut [0]);
+    assert_eq!(read.map_err(|error| error.kind()), Err(io::ErrorKind::WouldBlock));
 }
 
 proptest! {
@@ -160,12 +174,49 @@ proptest! {
             sender.abort();
             let whole = unframed(sink, received);
             assert!(whole.is_none_or(|bytes| bytes.len() < LEN && data.starts_with(&bytes)));
-            assert_eq!(buffers.pipes().in_use(), 0, "a pipe was lost");
-            // What the next transfer gets must be its own.
-            let pipe = buffers.pipes().take().expect("there is one");
-            let mut left = [0];
-            let read = io::Read::read(&mut std::fs::File::from(pipe.read.try_clone().unwrap()), &mut left);
-            assert_eq!(read.map_err(|error| error.kind()), Err(io::ErrorKind::WouldBlock));
+            expect_empty_pipe(&buffers);
+        });
+    }
+
+    #[test]
+    fn a_key_used_up_within_an_upload_ends_it_and_its_pipe_is_not_used_again(
+        seed in proptest::option::of(any::<u64>()),
+        capacity in 100_000_usize..600_000,
+        is_chunked: bool,
+    ) {
+        const LEN: usize = 1_500_000;
+        let data = noise(LEN);
+        let (framing, wire, sink) = match is_chunked {
+            true => (Framing::Chunked, in_chunks(&data, &[400_000]), Sink::Chunked),
+            false => (Framing::Length(LEN as u64), data.clone(), Sink::Raw),
+        };
+        run(async move {
+            let bench = Bench::new();
+            let (source, near, far, sink_end) = ends(capacity, seed);
+            let (mut from, unused_writer) = bench.kernel(near, RECORDS_TOO_MANY);
+            let (unused_reader, mut to) = bench.plain(far);
+            let buffers = from.buffers();
+            let sender = tokio::task::spawn_local(async move { put_all(&source, &wire).await });
+            let relay = tokio::task::spawn_local(async move {
+                let body = Source::new(framing);
+                let result = pump(&mut from, &mut to, body, sink, PACE, None).await;
+                (result, to.spliced())
+            });
+            let receiver = tokio::task::spawn_local(async move { take_all(&sink_end).await });
+            let (result, spliced) = relay.await.expect("no panic");
+            let error = result.expect_err("the key is used up");
+            assert!(
+                matches!(error, RelayError::Stream(Side::From, StreamError::Record(RecordError::KeyExhausted))),
+                "{error}"
+            );
+            // Without stalls and errors of the sockets everything is spliced, up to the call that is one too many: what
+            // it moved lies in the pipe.
+            assert!(seed.is_some() || spliced > 0);
+            drop((unused_writer, unused_reader));
+            let whole = unframed(sink, receiver.await.expect("no panic"));
+            assert!(whole.is_none_or(|bytes| bytes.len() < LEN && data.starts_with(&bytes)));
+            sender.abort();
+            expect_empty_pipe(&buffers);
         });
     }
 

@@ -49,6 +49,24 @@ impl Bench {
         )
     }
 
+    /// Both halves without TLS of their own: records are opened and sealed below `end`, with keys that cannot be changed and
+    /// have protected `records` records.
+    pub(crate) fn kernel(&self, end: Double, records: u64) -> (Reader<Double>, Writer<Double>) {
+        let mut client = testing::client(&testing::client_config(None, &[]));
+        let done = testing::run(&mut client, testing::server(&[]), |asked| asked, b"x")
+            .unwrap_or_else(|(error, _)| panic!("{error}"));
+        let support = ktls::probe::Support::everything(false);
+        let (opener, sealer) = ktls::kernel::handover(done.established, &end, &support)
+            .unwrap_or_else(|error| panic!("{error}"));
+        end.attach_records(records);
+        let watch = self.watch(&end);
+        let buffers = || Rc::clone(&self.buffers);
+        (
+            Reader::kernel(Rc::clone(&watch), end.clone(), buffers(), opener),
+            Writer::kernel(watch, end, buffers(), WRITE_TIMEOUT, sealer),
+        )
+    }
+
     /// Both halves behind a handshake with the client that is returned too. `early` came with its last flight.
     pub(crate) fn tls(
         &self,

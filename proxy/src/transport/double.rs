@@ -95,6 +95,8 @@ struct End {
     sending: Half,
     closed: Cell<bool>,
     spliceable: Cell<bool>,
+    /// Records that the peer's key has protected; None without a record layer below.
+    opened: Cell<Option<u64>>,
     random: Cell<Option<u64>>,
 }
 
@@ -185,6 +187,11 @@ impl Double {
     /// Lets bytes move between this end and a pipe.
     pub fn allow_splicing(&self) {
         self.own().spliceable.set(true);
+    }
+
+    /// Puts a record layer below this end whose keys have protected so many records. Bytes stay as they are.
+    pub fn attach_records(&self, count: u64) {
+        self.own().opened.set(Some(count));
     }
 
     /// Lets go of what a [`Step::Hold`] at the front of the script holds.
@@ -407,7 +414,7 @@ impl Transport for Double {
     }
 
     fn kernel_tls(&self) -> Option<&dyn KernelTls> {
-        None
+        if self.own().opened.get().is_some() { Some(self) } else { None }
     }
 }
 
@@ -484,5 +491,6 @@ impl Future for Operation {
     }
 }
 
+mod records;
 #[cfg(test)]
 mod tests;
