@@ -26,9 +26,14 @@ fn clients(gateway: &Gateway) -> impl Iterator<Item = Client> {
     plain.chain(VERSIONS.iter().map(|version| Client::tls_version(gateway.https, version)))
 }
 
+/// Whether the listener with TLS must not splice in this run.
+fn is_splicing_forbidden() -> bool {
+    std::env::var(SPLICE_VARIABLE).is_ok_and(|value| value == "never")
+}
+
 /// Bulk is spliced wherever no record layer of the gateway is in the way, and nothing forbids it.
 fn expect_bulk_path(line: &Value) {
-    let is_forbidden = std::env::var(SPLICE_VARIABLE).is_ok_and(|value| value == "never");
+    let is_forbidden = is_splicing_forbidden();
     let expected = match line["tls"].as_str() {
         Some("user") => ("copy", if is_forbidden { "configured" } else { "user_tls" }),
         Some("kernel") if is_forbidden => ("copy", "configured"),
@@ -138,6 +143,36 @@ fn a_download_cut_by_the_upstream_is_cut_for_the_client() {
     }
     let line = gateway.wait_for_access(|_| true);
     assert_eq!((&line["outcome"], &line["fault"]), (&"aborted".into(), &"upstream".into()));
+}
+
+#[test]
+fn a_body_that_ends_with_its_connection_is_copied_and_the_log_says_why() {
+    let body = pattern::bytes(1_000_000);
+    let sent = body.clone();
+    let origin = Origin::start(move |connection| {
+        connection.request()?;
+        connection.send("HTTP/1.1 200 OK\r\n\r\n")?;
+        connection.send(&sent)?;
+        connection.close();
+        Ok(())
+    });
+    let gateway = with_plain_listener(Config::to(origin.address()));
+    for mut client in clients(&gateway) {
+        assert!(client.get("/").body == body);
+    }
+    let lines = tlsplice_tests::wait_for("all lines", || {
+        let lines = gateway.access_log();
+        (lines.len() == 3).then_some(lines)
+    });
+    for line in lines {
+        assert_eq!(line["path"], "copy", "{line}");
+        let reason = match (line["tls"].as_str(), is_splicing_forbidden()) {
+            (Some("user" | "kernel"), true) => "configured",
+            (Some("user"), false) => "user_tls",
+            _ => "unknown_length",
+        };
+        assert_eq!(line["path_reason"], reason, "{line}");
+    }
 }
 
 #[test]

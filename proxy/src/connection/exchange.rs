@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use super::moved::Moved;
 use super::request::{Forward, answer_timeout, head_limits};
 use super::session::Session;
 use super::{After, Core, refuse};
-use crate::config::{Route, Splice};
+use crate::config::Route;
 use crate::error::Fault;
 use crate::generation::{Generation, Shared};
 use crate::limits::INTERIM_RESPONSES_MAX;
@@ -23,7 +24,7 @@ use crate::message::{Parsed, Version, fields};
 use crate::pool::{Lease, Network};
 use crate::relay::{self, BodyError, Ending, Gaps, Pace, RelayError, Side, Sink, Source};
 use crate::stream::{End, Fill, Reader, StreamError, Writer};
-use crate::telemetry::{CopyReason, DataPath, Doing, Kind, Outcome, Record, TlsPath};
+use crate::telemetry::{Doing, Kind, Outcome, Record};
 use crate::timers::Activity;
 use crate::transport::Transport;
 
@@ -62,6 +63,8 @@ struct Progress {
     status: Cell<u16>,
     /// The response told the client that the connection ends.
     close: Cell<bool>,
+    /// How the end of the response's body is found.
+    framing: Cell<Framing>,
 }
 
 /// Forwards one request and relays its answer.
@@ -142,6 +145,7 @@ async fn attempt<N: Network>(
         upstream_spoke: Cell::new(None),
         status: Cell::new(0),
         close: Cell::new(!forward.keep_alive || session.is_key_worn()),
+        framing: Cell::new(Framing::None),
     };
     if forward.keep_alive && session.is_key_worn() {
         tracing::info!(client = %record.client, "{KEY_WORN}");
@@ -151,7 +155,7 @@ async fn attempt<N: Network>(
     let result = exchange(shared, route, session, forward, &mut lease, &progress).await;
     record.status = progress.status.get();
     record.bytes_in = session.reader.count() - read_before;
-    before.tell(session, &lease, record);
+    before.tell(session, &lease, progress.framing.get(), record);
     record.first_byte = progress.upstream_spoke.get().map(|at| at.duration_since(start));
     if let Some(time) = record.first_byte {
         session.live.set_first_byte(time);
@@ -187,36 +191,6 @@ async fn attempt<N: Network>(
                 Attempt::Failed(Box::new(lease), failure)
             }
         }
-    }
-}
-
-/// What was spliced so far, and how often there was no pipe for it.
-struct Moved {
-    spliced: u64,
-    without_pipe: u64,
-}
-
-impl Moved {
-    fn until_now<T: Transport>(session: &Session<T>, lease: &Lease<T>) -> Self {
-        let (up, down) = (&lease.writer, &session.writer);
-        let without_pipe = up.without_pipe() + down.without_pipe();
-        Self { spliced: up.spliced() + down.spliced(), without_pipe }
-    }
-
-    /// Notes how payload has been moved since.
-    fn tell<T: Transport>(&self, session: &Session<T>, lease: &Lease<T>, record: &mut Record) {
-        let now = Self::until_now(session, lease);
-        (record.path, record.path_reason) = if now.spliced != self.spliced {
-            (DataPath::Splice, None)
-        } else if session.splice == Splice::Never {
-            (DataPath::Copy, Some(CopyReason::Configured))
-        } else if session.tls == TlsPath::User {
-            (DataPath::Copy, Some(CopyReason::UserTls))
-        } else if now.without_pipe != self.without_pipe {
-            (DataPath::Copy, Some(CopyReason::NoPipe))
-        } else {
-            (DataPath::Copy, Some(CopyReason::NotBulk))
-        };
     }
 }
 
@@ -344,6 +318,7 @@ async fn respond<T: Transport>(
             }
             Read::Final { source, sink, keep_alive } => {
                 progress.response_started.set(true);
+                progress.framing.set(source);
                 down.push_all(&head).await.map_err(client_error)?;
                 let source = Source::new(source);
                 let pace = Pace::Idle(idle_timeout);
@@ -512,7 +487,7 @@ async fn tunnel<T: Transport>(
     watch.receive_at_leisure();
     record.bytes_in = session.reader.count() - read_before;
     record.bytes_out = session.writer.count() - sent_before;
-    before.tell(session, lease, record);
+    before.tell(session, lease, Framing::None, record);
     match result {
         Ok(ending) => {
             record.outcome = match ending {

@@ -7,6 +7,7 @@
 
 mod exchange;
 mod fold;
+mod moved;
 mod request;
 mod session;
 

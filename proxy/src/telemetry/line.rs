@@ -92,13 +92,16 @@ pub enum CopyReason {
     UserTls,
     /// No pipe was to be had: too many are in use, or the system has none left.
     NoPipe,
+    /// The body of the response ends with its connection: how much of it comes next is not known.
+    UnknownLength,
     /// It came in small pieces, for which copying is cheaper.
     NotBulk,
 }
 
 impl CopyReason {
     /// Labels in the order of the declaration, as in the log.
-    pub const LABELS: [&str; 4] = ["configured", "user_tls", "no_pipe", "not_bulk"];
+    pub const LABELS: [&str; 5] =
+        ["configured", "user_tls", "no_pipe", "unknown_length", "not_bulk"];
 }
 
 /// Everything a line tells. Names and units are those of the JSON format.
@@ -338,8 +341,8 @@ mod tests {
             let label = UserReason::LABELS[reason as usize];
             assert_eq!(serde_json::to_value(reason).unwrap(), label);
         }
-        use CopyReason::{Configured, NoPipe, NotBulk, UserTls};
-        for reason in [Configured, UserTls, NoPipe, NotBulk] {
+        use CopyReason::{Configured, NoPipe, NotBulk, UnknownLength, UserTls};
+        for reason in [Configured, UserTls, NoPipe, UnknownLength, NotBulk] {
             let label = CopyReason::LABELS[reason as usize];
             assert_eq!(serde_json::to_value(reason).unwrap(), label);
         }
