@@ -16,6 +16,8 @@ pub mod client;
 pub mod echo;
 /// The gateway as a process.
 pub mod gateway;
+/// Calls of the gateway that are made to fail.
+pub mod inject;
 /// Scripted upstreams.
 pub mod origin;
 /// Clients that send and receive at once, in random pieces.
@@ -37,8 +39,9 @@ use std::time::{Duration, Instant};
 
 use tlsplice_fixtures::certificate::Certificate;
 
-/// Time after which something that should have happened will not happen any more. Loaded machines are slow.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Time after which something that should have happened will not happen any more. Loaded machines are slow, and guests on
+/// them slower.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Names in the certificate beside localhost.
 pub const NAMES: [&str; 3] = ["desk.example.org", "intranet.example.org", "a.wild.example.org"];

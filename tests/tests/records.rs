@@ -3,10 +3,9 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use rustls::{ClientConnection, StreamOwned};
+use serde_json::Value;
 use tlsplice_fixtures::demo::Demo;
 use tlsplice_fixtures::pattern;
 use tlsplice_tests::client::{Client, VERSIONS, tls_config, tls_stream};
@@ -134,29 +133,127 @@ fn a_corrupted_record_within_an_upload_never_completes_it() {
     assert_eq!(line["fault"], "downstream", "{line}");
 }
 
+/// What a client says in the middle of a download.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    /// close_notify: it asks nothing more, and goes on reading.
+    CloseNotify,
+    /// An alert that ends everything.
+    FatalAlert,
+    /// A record that is not authentic.
+    Forgery,
+}
+
+impl Word {
+    fn say(self, stream: &mut Stream) {
+        match self {
+            Self::CloseNotify => {
+                stream.conn.send_close_notify();
+                stream.flush().expect("it reads");
+            }
+            Self::FatalAlert => {
+                // What does not verify, be it a record or the rest of one, makes the client send its alert.
+                while stream.conn.process_new_packets().is_ok() {
+                    let _ = stream.conn.reader().read(&mut [0; 65_536]);
+                    let forged = [&[23, 3, 3, 0, 32][..], &[0; 32]].concat();
+                    stream.conn.read_tls(&mut &forged[..]).expect("memory gives it");
+                }
+                while stream.conn.wants_write() {
+                    stream.conn.write_tls(&mut stream.sock).expect("it reads");
+                }
+            }
+            Self::Forgery => {
+                stream.conn.writer().write_all(&[b'x'; 1_000]).expect("memory takes it");
+                let mut wire = Vec::new();
+                stream.conn.write_tls(&mut wire).expect("memory takes it");
+                wire[500] ^= 1;
+                stream.sock.write_all(&wire).expect("it reads");
+            }
+        }
+    }
+}
+
 #[test]
-fn a_client_that_never_reads_is_given_up_and_nobody_else_notices() {
+fn what_a_client_says_within_a_download_is_heard() {
+    /// More than all buffers on the way hold.
+    const LEN: usize = 100_000_000;
+    let (_demo, gateway) = before_demo();
+    let mut aborted = 0;
+    for version in VERSIONS {
+        for word in [Word::CloseNotify, Word::FatalAlert, Word::Forgery] {
+            let len = if word == Word::CloseNotify { BODY_BYTES } else { LEN };
+            let config = Arc::new(tls_config(&[version]));
+            let mut stream = tls_stream(gateway.https, &config, "localhost");
+            let request = format!(
+                "GET /bytes/{len} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            );
+            send(&mut stream, request.as_bytes()).expect("it reads");
+            let mut first = vec![0; 100_000];
+            stream.read_exact(&mut first).expect("it begins");
+            word.say(&mut stream);
+            if word == Word::CloseNotify {
+                let (rest, end) = read_all(&mut stream);
+                end.expect("the rest comes, and a clean end");
+                let all = [first, rest].concat();
+                let body_at =
+                    all.windows(4).position(|four| four == b"\r\n\r\n").expect("a head") + 4;
+                assert!(all[body_at..] == pattern::bytes(len), "{version:?}");
+            } else {
+                aborted += 1;
+                let lines = tlsplice_tests::wait_for("the end of the download", || {
+                    let lines = gateway.access_log();
+                    let ended = lines.into_iter().filter(|line| line["outcome"] == "aborted");
+                    let ended: Vec<_> = ended.collect();
+                    (ended.len() == aborted).then_some(ended)
+                });
+                let line = lines.last().expect("one at least");
+                assert_eq!(line["fault"], "downstream", "{version:?}, {word:?}: {line}");
+            }
+        }
+    }
+    assert_eq!(Client::tls(gateway.https).get("/whoami").status, 200);
+}
+
+/// Clients that ask for more than all buffers on the way hold, and read nothing.
+fn deaf(gateway: &Gateway) -> Vec<Stream> {
+    const REQUEST: &[u8] = b"GET /bytes/100000000 HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut deaf: Vec<Stream> = (0..4).map(|_| connect(gateway)).collect();
+    for stream in &mut deaf {
+        send(stream, REQUEST).expect("it reads");
+    }
+    deaf
+}
+
+fn given_up(gateway: &Gateway) -> Vec<Value> {
+    let lines = gateway.access_log().into_iter();
+    lines.filter(|line| line["outcome"] == "aborted").collect()
+}
+
+#[test]
+fn a_client_that_never_reads_is_given_up() {
     let demo = Demo::start().expect("it starts");
     let config = Config::to(demo.address()).with_limits("write_timeout = \"1s\"");
     let gateway = Gateway::start(&config);
-    let request = b"GET /bytes/100000000 HTTP/1.1\r\nHost: localhost\r\n\r\n";
-    let mut deaf: Vec<Stream> = (0..4).map(|_| connect(&gateway)).collect();
-    for stream in &mut deaf {
-        send(stream, request).expect("it reads");
-    }
-    let mut client = Client::tls(gateway.https);
-    let mut slowest = Duration::ZERO;
-    while gateway.access_log().iter().filter(|line| line["outcome"] == "aborted").count()
-        < deaf.len()
-    {
-        let begun = Instant::now();
-        assert_eq!(client.get("/whoami").status, 200);
-        slowest = slowest.max(begun.elapsed());
-        thread::sleep(Duration::from_millis(20));
-    }
-    // Far above what a busy machine needs, far below what waiting for a deaf client would take.
-    assert!(slowest < Duration::from_millis(900), "{slowest:?}");
-    for line in gateway.access_log().iter().filter(|line| line["outcome"] == "aborted") {
+    let deaf = deaf(&gateway);
+    let lines = tlsplice_tests::wait_for("the end of all of them", || {
+        let lines = given_up(&gateway);
+        (lines.len() == deaf.len()).then_some(lines)
+    });
+    for line in lines {
         assert_eq!(line["fault"], "downstream", "{line}");
     }
+}
+
+#[test]
+fn nobody_else_notices_clients_that_never_read() {
+    let demo = Demo::start().expect("it starts");
+    // One worker for all: who waits for one of them keeps everybody waiting, until that one is given up.
+    let config = Config::to(demo.address()).with_workers(1).with_limits("write_timeout = \"5m\"");
+    let gateway = Gateway::start(&config);
+    let _deaf = deaf(&gateway);
+    let mut client = Client::tls(gateway.https);
+    for _ in 0..50 {
+        assert_eq!(client.get("/whoami").status, 200);
+    }
+    assert!(given_up(&gateway).is_empty(), "they are still there");
 }

@@ -9,6 +9,7 @@ use tlsplice_fixtures::demo::Demo;
 use tlsplice_fixtures::pattern;
 use tlsplice_tests::client::{Client, VERSIONS};
 use tlsplice_tests::gateway::{Config, Gateway, SPLICE_VARIABLE};
+use tlsplice_tests::inject::Injection;
 use tlsplice_tests::origin::Origin;
 
 /// Sizes around the point where splicing begins, and around those of records, pipes and sockets' buffers.
@@ -172,6 +173,42 @@ fn a_body_that_ends_with_its_connection_is_copied_and_the_log_says_why() {
             _ => "unknown_length",
         };
         assert_eq!(line["path_reason"], reason, "{line}");
+    }
+}
+
+#[test]
+fn without_pipes_bulk_is_copied_and_the_log_says_so() {
+    const LEN: usize = 3_000_001;
+    let demo = Demo::start().expect("it starts");
+    let gateway = with_plain_listener(Config::to(demo.address()).with_workers(1));
+    let directory = tempfile::tempdir().expect("a directory");
+    let thread = gateway.thread("worker-0");
+    let log = directory.path().join("log");
+    let injection = Injection::begin(&thread, "pipe2", "EMFILE", "1+", &log);
+    let Some(injection) = injection else { return };
+    let body = pattern::bytes(LEN);
+    let round = |requests: usize| {
+        for mut client in clients(&gateway) {
+            assert!(client.get(&format!("/bytes/{LEN}")).body == body);
+        }
+        tlsplice_tests::wait_for("all lines", || {
+            let lines = gateway.access_log();
+            (lines.len() == requests).then_some(lines)
+        })
+    };
+    let lines = round(3);
+    injection.end();
+    for line in lines {
+        assert_eq!(line["path"], "copy", "{line}");
+        let reason = match (line["tls"].as_str(), is_splicing_forbidden()) {
+            (Some("user" | "kernel"), true) => "configured",
+            (Some("user"), false) => "user_tls",
+            _ => "no_pipe",
+        };
+        assert_eq!(line["path_reason"], reason, "{line}");
+    }
+    for line in &round(6)[3..] {
+        expect_bulk_path(line);
     }
 }
 

@@ -2,19 +2,16 @@
 //! the keys over halfway.
 
 use std::fs;
-use std::io::{self, BufRead as _, BufReader};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::io;
 use std::sync::Arc;
 
-use rustix::process::Signal;
 use rustls::ClientConfig;
-use tlsplice_fixtures::process::Process;
 use tlsplice_tests::capture::{Capture, Segment};
 use tlsplice_tests::client::{Client, every_cipher};
 use tlsplice_tests::gateway::{Config, Gateway};
+use tlsplice_tests::inject::Injection;
+use tlsplice_tests::is_guest;
 use tlsplice_tests::origin::Origin;
-use tlsplice_tests::{is_guest, need, wait_for};
 
 /// What is looked for.
 const MARKER: &[u8] = b"-PLAINTEXT-MARKER-";
@@ -96,26 +93,9 @@ fn nothing_can_be_read_on_the_side_of_tls() {
     assert!(seen >= 2 * ciphers.len() * BODY_BYTES, "only {seen} bytes were seen");
 }
 
-/// strace on a thread, which makes its `when`-th setsockopt fail.
-fn failing(thread: &str, when: usize, log: &Path) -> Process {
-    let mut command = Command::new("strace");
-    command
-        .args(["-p", thread, "-e", "trace=setsockopt", "-o"])
-        .arg(log)
-        .args(["-e", &format!("inject=setsockopt:error=ENOMEM:when={when}")])
-        .stderr(Stdio::piped());
-    let mut strace = Process::spawn("strace", &mut command).expect("it starts");
-    let stderr = strace.child_mut().stderr.take().expect("it is piped");
-    let mut said = String::new();
-    BufReader::new(stderr).read_line(&mut said).expect("it can be read");
-    assert!(said.contains("attached"), "{said}");
-    strace
-}
-
 #[test]
 fn nothing_can_be_read_when_a_call_for_the_handover_fails() {
     let Some(capture) = watch() else { return };
-    need(&["strace"]);
     let directory = tempfile::tempdir().expect("a directory");
     let origin = mirror();
     let mut injected = String::new();
@@ -128,7 +108,10 @@ fn nothing_can_be_read_when_a_call_for_the_handover_fails() {
         for when in 1..=CALLS {
             let gateway = Gateway::start(&Config::to(origin.address()).with_workers(1));
             let log = directory.path().join(format!("{index}-{when}"));
-            let mut strace = failing(&gateway.thread("worker-0"), when, &log);
+            let thread = gateway.thread("worker-0");
+            let when = when.to_string();
+            let injection = Injection::begin(&thread, "setsockopt", "ENOMEM", &when, &log);
+            let Some(injection) = injection else { return };
             let result = ask(&gateway, &config, &body());
             // Where the first connection makes fewer calls it is the second that fails; everybody else succeeds.
             let again = ask(&gateway, &config, &body()).or_else(|error| match result {
@@ -138,8 +121,7 @@ fn nothing_can_be_read_when_a_call_for_the_handover_fails() {
             again.unwrap_or_else(|error| {
                 panic!("{name}, after call {when} failed ({result:?}): {error}")
             });
-            strace.signal(Signal::TERM).expect("it runs");
-            wait_for("the end of strace", || strace.try_wait().expect("it can be waited for"));
+            injection.end();
             let text = fs::read_to_string(&log).expect("strace wrote it");
             injected.extend(text.lines().filter(|line| line.contains("INJECTED")));
             injected.push('\n');
