@@ -13,7 +13,7 @@ use super::kernel::{Kernel, Tls};
 use super::plan::{DONE, Extent, Plan};
 
 /// Time for a guest, in seconds.
-const GUEST_SECONDS: u32 = 1800;
+const GUEST_SECONDS: u32 = 7200;
 
 /// Connections that the kernel must have taken over before a run counts as one through the kernel.
 const KERNEL_CONNECTIONS_MIN: u64 = 100;

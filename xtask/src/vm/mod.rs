@@ -41,7 +41,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
 
-    /// What `cargo xtask test` runs: what is about kernels, in the mode that is preferred.
+    /// What `cargo xtask test` runs: what is about kernels in the mode that is preferred, and payload in the others.
     #[arg(long, conflicts_with_all = ["filter", "cost"])]
     short: bool,
 
@@ -65,7 +65,7 @@ pub(crate) fn command(options: &Options) -> Result<ExitCode> {
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What the test command runs: what is about kernels, in the mode that is preferred.
+/// What the test command runs: what is about kernels in the mode that is preferred, and payload in the others.
 pub(crate) fn short() -> Result<bool> {
     run("all", Extent::Short, None)
 }
