@@ -5,11 +5,14 @@ use aya::maps::{HashMap, Map, MapData, MapInfo};
 use aya::programs::loaded_programs;
 use tlsplice_ebpf_common::{Conn, Direction, Histogram, Link, key};
 
+use crate::gateway::Gateway;
+
 /// The maps and programs of a gateway, seen through its descriptors.
 #[derive(Debug)]
 pub struct Kernel {
     conns: HashMap<MapData, u64, Conn>,
     socks: HashMap<MapData, u64, Link>,
+    pending: HashMap<MapData, u64, u64>,
     histograms: HashMap<MapData, u64, Histogram>,
     programs: Vec<u32>,
 }
@@ -27,7 +30,18 @@ impl Kernel {
         }
         let maps = ids(process, "map_id:");
         let (conns, socks) = (open(&maps, "CONNS"), open(&maps, "SOCKS"));
-        Some(Self { conns, socks, histograms: open(&maps, "HIST"), programs })
+        let (pending, histograms) = (open(&maps, "PEND"), open(&maps, "HIST"));
+        Some(Self { conns, socks, pending, histograms, programs })
+    }
+
+    /// The same of a gateway that must have something there.
+    ///
+    /// # Panics
+    /// When it has not.
+    #[must_use]
+    pub fn of_running(gateway: &Gateway) -> Self {
+        Self::of(gateway.id())
+            .expect("the gateway has programs: these tests need root, cgroup2 and BPF")
     }
 
     /// Entries of the maps of connections, sockets and delays.
@@ -47,6 +61,23 @@ impl Kernel {
     pub fn delays(&self, port: u16, direction: Direction) -> Option<Histogram> {
         let (client, _) = self.conn(port)?;
         self.histograms.get(&key(client, direction), 0).ok()
+    }
+
+    /// Whether bytes that came this way wait in the gateway, whatever the connection.
+    #[must_use]
+    pub fn is_waiting(&self, direction: Direction) -> bool {
+        let is_of = |client: u64| client % 2 == direction as u64;
+        self.pending.iter().flatten().any(|(client, since)| is_of(client) && since != 0)
+    }
+
+    /// Changes the record of the connection that a client made from this port.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn change(&mut self, port: u16, change: impl FnOnce(&mut Conn)) {
+        let (client, mut conn) = self.conn(port).expect("there is a record");
+        change(&mut conn);
+        self.conns.insert(client, conn, 0).expect("root may write to the map");
     }
 
     /// Whether any of its programs is still loaded.
