@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use socket2::{Domain, Socket, Type};
 use tlsplice_ebpf_common::{Conn, Direction, Histogram, bucket};
+use tlsplice_tests::admin::{metrics, value};
 use tlsplice_tests::bpf::Kernel;
-use tlsplice_tests::brake::Brake;
+use tlsplice_tests::brake::{Brake, standing};
+use tlsplice_tests::capture::Repeater;
 use tlsplice_tests::client::{Client, VERSIONS, tls_config, tls_stream};
 use tlsplice_tests::gateway::{Config, Gateway};
 use tlsplice_tests::origin::Origin;
@@ -65,6 +67,59 @@ fn the_kernel_and_accept_agree_on_every_source() {
     assert_eq!(line["client"], "::1");
     let said = gateway.diagnostics();
     assert!(!said.contains("no record of"), "{said}");
+}
+
+#[test]
+fn a_record_with_another_address_is_told_and_opens_no_door() {
+    let forged = "192.0.2.1".parse::<std::net::Ipv4Addr>().expect("an address");
+    let origin = mirror();
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("admin.sock");
+    let route = |path: &str, rule: &str| {
+        let upstream = origin.address();
+        format!("[[route]]\npath = {path:?}\nupstream = \"http://{upstream}\"\n{rule}\n")
+    };
+    let config = Config::default()
+        .with(&route("/", &format!("deny = [\"{forged}\"]")))
+        .with(&route("/theirs", &format!("allow = [\"{forged}\"]")))
+        .with(&listener("127.0.0.1:0"))
+        .with(&format!("[admin]\nsocket = {socket:?}"));
+    let gateway = Gateway::start(&config);
+    let mut kernel = Kernel::of_running(&gateway);
+    // The record is made when the connection is, and read when the gateway accepts it.
+    let mut stream = standing(&gateway, || {
+        let stream = connect(gateway.plain());
+        let [a, b, c, d] = forged.octets();
+        let last = u64::from_ne_bytes([0, 0, 0xff, 0xff, a, b, c, d]);
+        kernel.change(port(&stream), |conn| conn.address = [0, last]);
+        stream
+    });
+    let told = ask(&mut stream, b"END\r\n");
+    let told = String::from_utf8_lossy(&told).to_ascii_lowercase();
+    assert!(told.starts_with("http/1.1 200"), "access rules keep to the accepted address: {told}");
+    assert!(told.contains("x-forwarded-for: 192.0.2.1\r\n"), "{told}");
+    stream.write_all(GET.replace("/ ", "/theirs/ ").as_bytes()).expect("it is sent");
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 403");
+    gateway.wait_for_diagnostic("comes from 192.0.2.1:");
+    let cause = [("cause", "address_mismatch")];
+    assert_eq!(value(&metrics(&socket), "tlsplice_bpf_errors_total", &cause), 1.0);
+}
+
+#[test]
+fn the_access_log_tells_all_that_was_measured() {
+    let origin = mirror();
+    let gateway = Gateway::start(&Config::to(origin.address()).with(&listener("127.0.0.1:0")));
+    let mut stream = connect(gateway.plain());
+    for _ in 0..3 {
+        ask(&mut stream, b"END\r\n");
+    }
+    let line = gateway.wait_for_access(|line| line["flush_count"] == 3);
+    for field in ["flush_p50_ms", "flush_p99_ms", "flush_max_ms", "input_p50_ms", "rtt_ms"] {
+        assert!(line[field].as_f64().is_some_and(|figure| figure > 0.0), "{field}: {line}");
+    }
+    assert!(line["retransmits"].is_u64(), "{line}");
 }
 
 /// What the kernel has counted of some rounds.
@@ -235,6 +290,25 @@ fn what_is_answered_here_is_no_delay() {
     let up = kernel.delays(port, Direction::Up).expect("it is measured");
     assert!((3..=4).contains(&up.count), "{}", up.count);
     assert!(Duration::from_nanos(up.max_ns) < Duration::from_millis(200), "{}", up.max_ns);
+}
+
+#[test]
+fn what_the_network_delivers_twice_is_no_delay() {
+    let origin = mirror();
+    let gateway = Gateway::start(&Config::to(origin.address()).with(&listener("127.0.0.1:0")));
+    let kernel = Kernel::of_running(&gateway);
+    let mut stream = connect(gateway.plain());
+    ask(&mut stream, b"END\r\n");
+    for _ in 0..3 {
+        let network = Repeater::start().expect("root may");
+        ask(&mut stream, b"END\r\n");
+        network.repeat(port(&stream)).expect("the request was seen");
+        thread::sleep(Duration::from_millis(300));
+    }
+    ask(&mut stream, b"END\r\n");
+    let up = kernel.delays(port(&stream), Direction::Up).expect("it is measured");
+    assert!((4..=5).contains(&up.count), "{}", up.count);
+    assert!(Duration::from_nanos(up.max_ns) < Duration::from_millis(300), "{}", up.max_ns);
 }
 
 #[test]

@@ -261,7 +261,7 @@ impl Meter {
 }
 
 fn new_link(client: u64, role: Role) -> Link {
-    Link { client, role: role as u64, sent: 0, has_sent: 0 }
+    Link { client, role: role as u64, ..Link::default() }
 }
 
 fn begin(maps: &mut Maps, client: u64) -> Result<(), MapError> {
