@@ -5,6 +5,7 @@ use aya::maps::{HashMap, Map, MapData, MapInfo};
 use aya::programs::loaded_programs;
 use tlsplice_ebpf_common::{Conn, Direction, Histogram, Link, key};
 
+use crate::client::Client;
 use crate::gateway::Gateway;
 
 /// The maps and programs of a gateway, seen through its descriptors.
@@ -85,6 +86,26 @@ impl Kernel {
     pub fn is_loaded(&self) -> bool {
         loaded_programs().flatten().any(|program| self.programs.contains(&program.id()))
     }
+}
+
+/// Asserts that a gateway has nothing in the kernel, has said once why, what that costs and what to do, and serves.
+///
+/// # Panics
+/// When one of these is not so.
+#[track_caller]
+pub fn serves_without(gateway: &Gateway, cause: &str, cure: &str) {
+    const COST: &str =
+        "Without it flush latency, round-trip times and retransmissions are not measured";
+    assert!(Kernel::of(gateway.id()).is_none());
+    assert_eq!(Client::tls(gateway.https).get("/").status, 200);
+    let said = gateway.diagnostics();
+    let warnings: Vec<&str> = said.lines().filter(|line| line.contains("WARN eBPF")).collect();
+    assert_eq!(warnings.len(), 1, "{said}");
+    for part in ["eBPF cannot be had: ", cause, COST, cure] {
+        assert!(warnings[0].contains(part), "{part:?} is missing: {warnings:?}");
+    }
+    let line = gateway.wait_for_access(|line| line["status"] == 200);
+    assert!(line.get("flush_p50_ms").is_none() && line["client"] == "127.0.0.1", "{line}");
 }
 
 /// Numbers of what the descriptors of a process stand for.
