@@ -18,8 +18,9 @@ fn has_conflict(release: &str) -> bool {
 /// Puts a `net_cls` group into use.
 fn conflict() {
     let directory = tempfile::tempdir().expect("a directory").keep();
-    let mounted = Command::new("mount").args(["-t", "cgroup", "-o", "net_cls", "net_cls"]);
-    let mounted = mounted.arg(&directory).status().expect("mount runs");
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "cgroup", "-o", "net_cls", "net_cls"]).arg(&directory);
+    let mounted = mount.status().expect("mount runs");
     assert!(mounted.success(), "this kernel has no net_cls");
     let group = directory.join("group");
     fs::create_dir(&group).expect("a group");

@@ -6,7 +6,7 @@ use super::kernel::{Kernel, Tls};
 pub(super) const GATEWAY: &str = "/t/debug/tlsplice";
 
 /// Test programs that run on a kernel alone, without Tomcat and browser.
-pub(super) const SUITES: [&str; 17] = [
+pub(super) const SUITES: [&str; 18] = [
     "matrix",
     "records",
     "splice",
@@ -17,6 +17,7 @@ pub(super) const SUITES: [&str; 17] = [
     "ebpf",
     "degraded",
     "admin",
+    "metrics",
     "doctor",
     "top",
     "websocket",
@@ -38,8 +39,10 @@ pub(super) fn programs() -> impl Iterator<Item = &'static str> {
 }
 
 /// Those that the short form runs: how payload moves, and what is measured and told of it.
-const SUITES_OF_KERNELS: [&str; 10] =
-    ["matrix", "records", "splice", "tls", "foreign", "ebpf", "degraded", "admin", "doctor", "top"];
+const SUITES_OF_KERNELS: [&str; 11] = [
+    "matrix", "records", "splice", "tls", "foreign", "ebpf", "degraded", "admin", "metrics",
+    "doctor", "top",
+];
 
 /// Tests that no guest runs, and why.
 pub(super) const LEFT_OUT: [(&str, &str); 5] = [
