@@ -20,15 +20,40 @@ struct Segment {
     payload: u32,
 }
 
+impl Segment {
+    /// Sequence number behind its last byte.
+    #[inline(always)]
+    fn end(&self) -> u32 {
+        self.sequence.wrapping_add(self.payload)
+    }
+}
+
+/// Whether a sequence number is beyond another one. They wrap around: the sign of the difference tells.
+#[inline(always)]
+fn is_ahead(end: u32, known: u32) -> bool {
+    (end.wrapping_sub(known) as i32) > 0
+}
+
 /// Payload of a linked socket arrives: from now on it waits.
 #[inline(always)]
 pub fn arrived(ctx: &SkBuffContext) {
     let Some(link) = link(ctx) else { return };
     // SAFETY: the map keeps the value until the program has ended, even when it is deleted meanwhile.
-    let (client, role) = unsafe { ((*link).client, (*link).role) };
+    let (client, role, received, has_received) =
+        unsafe { ((*link).client, (*link).role, (*link).received as u32, (*link).has_received) };
     let Some(segment) = segment(ctx) else { return };
     if segment.payload == 0 {
         return;
+    }
+    let end = segment.end();
+    // What the network delivers twice was passed on, or waits, already.
+    if has_received != 0 && !is_ahead(end, received) {
+        return;
+    }
+    // SAFETY: as above.
+    unsafe {
+        (*link).received = end as u64;
+        (*link).has_received = 1;
     }
     let direction = if role == Role::Client as u64 { Direction::Up } else { Direction::Down };
     let key = key(client, direction);
@@ -54,9 +79,8 @@ pub fn leaves(ctx: &SkBuffContext) {
     if segment.payload == 0 {
         return;
     }
-    let end = segment.sequence.wrapping_add(segment.payload);
-    // Sequence numbers wrap around: the sign of the difference tells which one is ahead.
-    if has_sent != 0 && (end.wrapping_sub(sent) as i32) <= 0 {
+    let end = segment.end();
+    if has_sent != 0 && !is_ahead(end, sent) {
         return;
     }
     // SAFETY: as above.

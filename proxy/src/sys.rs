@@ -6,9 +6,6 @@
 /// The record layer of the kernel.
 pub mod tls;
 
-/// Questions to the kernel.
-pub mod probe;
-
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::Shutdown;

@@ -9,10 +9,22 @@ use std::time::Duration;
 use rustix::net::sockopt::{
     Timeout, set_socket_recv_buffer_size, set_socket_recv_buffer_size_force, set_socket_timeout,
 };
-use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, recv, socket_with};
+use rustix::net::{
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto,
+    socket_with,
+};
 
 /// `ETH_P_ALL` of linux/if_ether.h.
 const EVERY_PROTOCOL: u16 = 3;
+
+/// `IPPROTO_RAW` of netinet/in.h: whole packets are sent, with their header.
+const RAW: u32 = 255;
+
+/// Protocol number of TCP.
+const TCP: u8 = 6;
+
+/// Bytes before the packet.
+const ETHERNET: usize = 14;
 
 /// Largest frame: segments of the loopback device grow to 64 KiB with their headers.
 const FRAME_BYTES_MAX: usize = 128 * 1024;
@@ -44,12 +56,7 @@ impl Capture {
     /// # Errors
     /// `PermissionDenied` for others than root.
     pub fn start() -> io::Result<Self> {
-        let protocol = NonZeroU32::new(u32::from(EVERY_PROTOCOL.to_be())).map(Protocol::from_raw);
-        let flags = SocketFlags::CLOEXEC;
-        let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, protocol)?;
-        set_socket_recv_buffer_size_force(&socket, BACKLOG_BYTES)
-            .or_else(|_| set_socket_recv_buffer_size(&socket, BACKLOG_BYTES))?;
-        set_socket_timeout(&socket, Timeout::Recv, Some(QUIET))?;
+        let socket = watcher()?;
         let is_stopped = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&is_stopped);
         let thread = thread::spawn(move || watch(&socket, &stopped));
@@ -65,6 +72,72 @@ impl Capture {
         self.is_stopped.store(true, Ordering::Relaxed);
         self.thread.join().expect("it does not panic").expect("the kernel tells")
     }
+}
+
+/// A network that delivers segments twice.
+pub struct Repeater {
+    watcher: OwnedFd,
+    sender: OwnedFd,
+}
+
+impl Repeater {
+    /// Starts to watch.
+    ///
+    /// # Errors
+    /// `PermissionDenied` for others than root.
+    pub fn start() -> io::Result<Self> {
+        let (flags, raw) = (SocketFlags::CLOEXEC, NonZeroU32::new(RAW).map(Protocol::from_raw));
+        let sender = socket_with(AddressFamily::INET, SocketType::RAW, flags, raw)?;
+        Ok(Self { watcher: watcher()?, sender })
+    }
+
+    /// Delivers once more the first segment with payload that was sent from this port since the start.
+    ///
+    /// # Errors
+    /// When none was seen, or the kernel refuses.
+    pub fn repeat(&self, port: u16) -> io::Result<()> {
+        let mut frame = vec![0; FRAME_BYTES_MAX];
+        loop {
+            let (count, _) = recv(&self.watcher, &mut frame[..], RecvFlags::empty())?;
+            let frame = &mut frame[..count];
+            if segment(frame).is_some_and(|segment| segment.ports[0] == port) {
+                let packet = &mut frame[ETHERNET..];
+                sum(packet);
+                let to = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+                sendto(&self.sender, packet, SendFlags::empty(), &to)?;
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Writes the checksum of TCP (RFC 9293, section 3.1), which a loopback device leaves out, into a packet of IPv4.
+fn sum(packet: &mut [u8]) {
+    let tcp = usize::from(packet[0] & 15) * 4;
+    packet[tcp + 16..tcp + 18].fill(0);
+    let length = u32::try_from(packet.len() - tcp).unwrap_or(u32::MAX);
+    let words = |bytes: &[u8]| -> u32 {
+        let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+        bytes.chunks(2).map(word).sum()
+    };
+    // Addresses, protocol and length come before the segment.
+    let mut sum = words(&packet[12..20]) + u32::from(TCP) + length + words(&packet[tcp..]);
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let [_, _, high, low] = (!sum).to_be_bytes();
+    packet[tcp + 16..tcp + 18].copy_from_slice(&[high, low]);
+}
+
+/// A socket that sees every frame of this machine.
+fn watcher() -> io::Result<OwnedFd> {
+    let protocol = NonZeroU32::new(u32::from(EVERY_PROTOCOL.to_be())).map(Protocol::from_raw);
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, protocol)?;
+    set_socket_recv_buffer_size_force(&socket, BACKLOG_BYTES)
+        .or_else(|_| set_socket_recv_buffer_size(&socket, BACKLOG_BYTES))?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(QUIET))?;
+    Ok(socket)
 }
 
 fn watch(socket: &OwnedFd, is_stopped: &AtomicBool) -> io::Result<Vec<Segment>> {
@@ -84,9 +157,8 @@ fn watch(socket: &OwnedFd, is_stopped: &AtomicBool) -> io::Result<Vec<Segment>> 
 
 /// What a frame carries, if that is something above TCP and IPv4.
 fn segment(frame: &[u8]) -> Option<Segment> {
-    const ETHERNET: usize = 14;
     let packet = frame.get(ETHERNET..)?;
-    let is_tcp = frame[12..ETHERNET] == [8, 0] && *packet.get(9)? == 6;
+    let is_tcp = frame[12..ETHERNET] == [8, 0] && *packet.get(9)? == TCP;
     if !is_tcp {
         return None;
     }

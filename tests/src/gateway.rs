@@ -63,6 +63,8 @@ pub struct Config {
     pub tables: String,
     /// Where the access log goes, if not to its usual file.
     pub log: Option<PathBuf>,
+    /// `offload` of the https listener, whatever [`OFFLOAD_VARIABLE`] says.
+    pub offload: Option<&'static str>,
 }
 
 impl Config {
@@ -108,13 +110,21 @@ impl Config {
         self
     }
 
+    /// With this `offload` of the https listener.
+    #[must_use]
+    pub fn with_offload(mut self, offload: &'static str) -> Self {
+        self.offload = Some(offload);
+        self
+    }
+
     fn text(&self, directory: &Path) -> String {
         let certificate = certificate();
-        let Self { top, limits, workers, tables, log } = self;
+        let Self { top, limits, workers, tables, log, offload } = self;
         let workers = workers.unwrap_or(2);
         let log = log.clone().unwrap_or_else(|| directory.join("access.log"));
         let variable = |name| std::env::var(name).unwrap_or_else(|_| "auto".to_owned());
-        let (offload, splice) = (variable(OFFLOAD_VARIABLE), variable(SPLICE_VARIABLE));
+        let offload = offload.map_or_else(|| variable(OFFLOAD_VARIABLE), str::to_owned);
+        let splice = variable(SPLICE_VARIABLE);
         format!(
             "workers = {workers}\n{top}\n[[listener]]\naddress = \"127.0.0.1:0\"\noffload = {offload:?}\nsplice = {splice:?}\n\n\
              [[listener]]\naddress = \"127.0.0.1:0\"\nservice = \"redirect\"\n\n\

@@ -8,6 +8,8 @@
 pub mod admin;
 /// What the gateway keeps in the kernel.
 pub mod bpf;
+/// Gateways that stand still for a while.
+pub mod brake;
 /// What passes on the wire.
 pub mod capture;
 /// Clients that speak HTTP byte by byte.
@@ -20,6 +22,8 @@ pub mod gateway;
 pub mod inject;
 /// Scripted upstreams.
 pub mod origin;
+/// Clients without TLS.
+pub mod plain;
 /// Clients that send and receive at once, in random pieces.
 pub mod pump;
 /// An origin that records what it received.

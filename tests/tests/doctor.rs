@@ -41,6 +41,13 @@ impl Setting {
         self.directory.path().join("tlsplice.toml")
     }
 
+    /// With further tables.
+    fn with(self, tables: &str) -> Self {
+        let text = fs::read_to_string(self.file()).expect("it is there");
+        fs::write(self.file(), text + tables).expect("it is written");
+        self
+    }
+
     fn gateway(&self) -> Process {
         let mut command = Command::new(binary());
         command.arg("run").arg("--config").arg(self.file());
@@ -99,6 +106,7 @@ fn a_running_gateway_is_seen_from_both_ends() {
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     assert_eq!(status, Some(0), "{found:#?}");
     assert_found(&found, "io_uring", "ok", "submissions");
+    assert_found(&found, "eBPF", "ok", "programs load and run: flush latency of up to ");
     assert_found(&found, "certificate", "ok", "more days, chain of 2");
     assert_found(&found, "upstream", "ok", "answers 200 to /");
     assert_found(&found, "port", "ok", "a running tlsplice");
@@ -215,6 +223,42 @@ fn an_upstream_that_is_down_or_speaks_something_else_is_found() {
 }
 
 #[test]
+fn the_admin_endpoint_is_seen_in_each_state() {
+    let demo = Demo::start().expect("it starts");
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("admin.sock");
+    let port = tlsplice_fixtures::free_port().expect("a port");
+    let setting = Setting::new(demo.address())
+        .with(&format!("[admin]\nsocket = {socket:?}\naddress = \"127.0.0.1:{port}\"\n"));
+    let (_, found) = setting.doctor();
+    assert_found(&found, "admin", "ok", "admin.sock is free");
+    assert_found(&found, "admin", "ok", &format!("127.0.0.1:{port} is free"));
+    let gateway = setting.gateway();
+    let (_, found) = setting.doctor();
+    let answers = |finding: &&Value| {
+        let fact = finding["fact"].as_str().unwrap_or_default();
+        finding["topic"] == "admin" && fact.ends_with("connections, measured by the kernel")
+    };
+    assert_eq!(found.iter().filter(answers).count(), 2, "{found:#?}");
+    // It is killed and leaves its socket; then something else has both names.
+    drop(gateway);
+    let (_, found) = setting.doctor();
+    assert_found(&found, "admin", "ok", "was left behind");
+    fs::remove_file(&socket).expect("it is there");
+    fs::write(&socket, "").expect("it is written");
+    let foreign = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("it is free");
+    std::thread::spawn(move || {
+        for stream in foreign.incoming().flatten() {
+            drop(std::io::Write::write_all(&mut &stream, b"HTTP/1.1 404 Not Found\r\n\r\n"));
+        }
+    });
+    let (status, found) = setting.doctor();
+    assert_eq!(status, Some(1));
+    assert_found(&found, "admin", "fail", "exists and is no socket");
+    assert_found(&found, "admin", "fail", "no admin endpoint of tlsplice");
+}
+
+#[test]
 fn upstreams_that_hang_do_not_hold_the_doctor_up() {
     // It accepts and never answers.
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
@@ -269,7 +313,10 @@ fn few_descriptors_and_missing_capabilities_are_warnings() {
     let wrapper = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"];
     let (status, found) = setting.doctor_under(&wrapper);
     assert_eq!(status, Some(0), "{found:#?}");
-    assert_found(&found, "eBPF", "warn", "CAP_NET_ADMIN and CAP_BPF");
+    assert_found(&found, "eBPF", "warn", "lacks CAP_NET_ADMIN and CAP_BPF: the kernel does not");
+
+    let quiet = Setting::new(demo.address()).with("[telemetry]\nflush_latency = \"off\"\n");
+    assert_found(&quiet.doctor().1, "eBPF", "ok", "switched off");
 }
 
 #[test]

@@ -1,32 +1,26 @@
-//! What the kernel measures and tells: sources, delays, whose they are, and what is left when it is over.
+//! What the kernel measures and tells: sources, delays, whose they are, and what is left when it is over. What becomes of a
+//! gateway that cannot have it is in `degraded.rs`.
 
-use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
-use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
-use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
+use rustix::process::Signal;
 use socket2::{Domain, Socket, Type};
 use tlsplice_ebpf_common::{Conn, Direction, Histogram, bucket};
+use tlsplice_tests::admin::{metrics, value};
 use tlsplice_tests::bpf::Kernel;
+use tlsplice_tests::brake::{Brake, standing};
+use tlsplice_tests::capture::Repeater;
 use tlsplice_tests::client::{Client, VERSIONS, tls_config, tls_stream};
-use tlsplice_tests::gateway::{BINARY_VARIABLE, Config, Gateway, binary};
+use tlsplice_tests::gateway::{Config, Gateway};
 use tlsplice_tests::origin::Origin;
-use tlsplice_tests::wait_for;
+use tlsplice_tests::plain::{GET, ask, connect, listener, port};
+use tlsplice_tests::{PATIENCE, is_guest, wait_for};
 
-const GET: &str = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const DELAY: Duration = Duration::from_millis(5);
-const WARNING: &str = "WARN eBPF cannot be had: ";
-
-/// An emulated machine proves counts and bounds from below, not precision.
-fn is_emulated() -> bool {
-    std::env::var_os(BINARY_VARIABLE).is_some()
-}
 
 /// An upstream that answers with the head it got, and says where that ends.
 fn mirror() -> Origin {
@@ -36,39 +30,6 @@ fn mirror() -> Origin {
             connection.respond(&format!("{head}END\r\n"))?;
         }
     })
-}
-
-/// A further listener without TLS.
-fn plain(address: &str) -> String {
-    format!("[[listener]]\naddress = \"{address}\"\nservice = \"http\"\n")
-}
-
-fn kernel(gateway: &Gateway) -> Kernel {
-    Kernel::of(gateway.id())
-        .expect("the gateway has programs: these tests need root, cgroup2 and BPF")
-}
-
-fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).expect("the gateway accepts");
-    stream.set_nodelay(true).expect("a socket option");
-    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket option");
-    stream
-}
-
-fn port(stream: &TcpStream) -> u16 {
-    stream.local_addr().expect("it is connected").port()
-}
-
-/// Sends a request and reads until the response ends with `end`.
-fn ask(stream: &mut TcpStream, end: &[u8]) -> Vec<u8> {
-    stream.write_all(GET.as_bytes()).expect("it is sent");
-    let (mut received, mut piece) = (Vec::new(), [0; 4096]);
-    while !received.ends_with(end) {
-        let count = stream.read(&mut piece).expect("a response");
-        assert!(count > 0, "closed after {:?}", String::from_utf8_lossy(&received));
-        received.extend_from_slice(&piece[..count]);
-    }
-    received
 }
 
 fn address(conn: &Conn) -> IpAddr {
@@ -82,47 +43,12 @@ fn mean(histogram: &Histogram) -> Duration {
     Duration::from_nanos(histogram.sum_ns / histogram.count.max(1))
 }
 
-/// Stops a gateway as a whole, so that what arrives meanwhile waits inside of it.
-#[derive(Clone, Default)]
-struct Brake(Arc<AtomicU32>);
-
-impl Brake {
-    fn set(&self, gateway: &Gateway) {
-        self.0.store(gateway.id(), Ordering::Relaxed);
-    }
-
-    /// Does `act` while the gateway stands, and lets it go on `delay` later.
-    fn hold(
-        &self,
-        delay: Duration,
-        act: impl FnOnce() -> std::io::Result<()>,
-    ) -> std::io::Result<()> {
-        let id = self.0.load(Ordering::Relaxed);
-        let process = Pid::from_raw(id.cast_signed()).expect("it was set");
-        kill_process(process, Signal::STOP)?;
-        wait_for("the gateway's standstill", || {
-            let tasks = fs::read_dir(format!("/proc/{id}/task")).ok()?;
-            let stands = |task: fs::DirEntry| {
-                fs::read_to_string(task.path().join("stat")).is_ok_and(|stat| stat.contains(") T "))
-            };
-            tasks.flatten().all(stands).then_some(())
-        });
-        let start = Instant::now();
-        act()?;
-        while start.elapsed() < delay {
-            std::hint::spin_loop();
-        }
-        kill_process(process, Signal::CONT)?;
-        Ok(())
-    }
-}
-
 #[test]
 fn the_kernel_and_accept_agree_on_every_source() {
     let origin = mirror();
-    let config = Config::to(origin.address()).with(&plain("[::1]:0"));
+    let config = Config::to(origin.address()).with(&listener("[::1]:0"));
     let gateway = Gateway::start(&config);
-    let kernel = kernel(&gateway);
+    let kernel = Kernel::of_running(&gateway);
     let v6 = gateway.plain();
     let mapped = |port| SocketAddr::new("::ffff:127.0.0.1".parse().expect("an address"), port);
     for (target, seen) in
@@ -143,11 +69,76 @@ fn the_kernel_and_accept_agree_on_every_source() {
     assert!(!said.contains("no record of"), "{said}");
 }
 
-/// Rounds with a delay in one direction; returns what was measured, and each round, the shortest first.
-fn delayed(rounds: u64, delay: Option<Duration>) -> (Histogram, Histogram, Vec<Duration>) {
+#[test]
+fn a_record_with_another_address_is_told_and_opens_no_door() {
+    let forged = "192.0.2.1".parse::<std::net::Ipv4Addr>().expect("an address");
+    let origin = mirror();
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("admin.sock");
+    let route = |path: &str, rule: &str| {
+        let upstream = origin.address();
+        format!("[[route]]\npath = {path:?}\nupstream = \"http://{upstream}\"\n{rule}\n")
+    };
+    let config = Config::default()
+        .with(&route("/", &format!("deny = [\"{forged}\"]")))
+        .with(&route("/theirs", &format!("allow = [\"{forged}\"]")))
+        .with(&listener("127.0.0.1:0"))
+        .with(&format!("[admin]\nsocket = {socket:?}"));
+    let gateway = Gateway::start(&config);
+    let mut kernel = Kernel::of_running(&gateway);
+    // The record is made when the connection is, and read when the gateway accepts it.
+    let mut stream = standing(&gateway, || {
+        let stream = connect(gateway.plain());
+        let [a, b, c, d] = forged.octets();
+        let last = u64::from_ne_bytes([0, 0, 0xff, 0xff, a, b, c, d]);
+        kernel.change(port(&stream), |conn| conn.address = [0, last]);
+        stream
+    });
+    let told = ask(&mut stream, b"END\r\n");
+    let told = String::from_utf8_lossy(&told).to_ascii_lowercase();
+    assert!(told.starts_with("http/1.1 200"), "access rules keep to the accepted address: {told}");
+    assert!(told.contains("x-forwarded-for: 192.0.2.1\r\n"), "{told}");
+    stream.write_all(GET.replace("/ ", "/theirs/ ").as_bytes()).expect("it is sent");
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 403");
+    gateway.wait_for_diagnostic("comes from 192.0.2.1:");
+    let cause = [("cause", "address_mismatch")];
+    assert_eq!(value(&metrics(&socket), "tlsplice_bpf_errors_total", &cause), 1.0);
+}
+
+#[test]
+fn the_access_log_tells_all_that_was_measured() {
+    let origin = mirror();
+    let gateway = Gateway::start(&Config::to(origin.address()).with(&listener("127.0.0.1:0")));
+    let mut stream = connect(gateway.plain());
+    for _ in 0..3 {
+        ask(&mut stream, b"END\r\n");
+    }
+    let line = gateway.wait_for_access(|line| line["flush_count"] == 3);
+    for field in ["flush_p50_ms", "flush_p99_ms", "flush_max_ms", "input_p50_ms", "rtt_ms"] {
+        assert!(line[field].as_f64().is_some_and(|figure| figure > 0.0), "{field}: {line}");
+    }
+    assert!(line["retransmits"].is_u64(), "{line}");
+}
+
+/// What the kernel has counted of some rounds.
+struct Rounds {
+    down: u64,
+    up: u64,
+    /// Mean input latency.
+    input: Duration,
+    /// What was measured in each round towards the client, the shortest first.
+    each: Vec<Duration>,
+}
+
+/// Rounds with a delay in one direction.
+fn delayed(rounds: usize, delay: Option<Duration>) -> Rounds {
     let brake = Brake::default();
     let held = brake.clone();
     let origin = Origin::start(move |connection| {
+        connection.request()?;
+        connection.respond("delayed")?;
         loop {
             connection.request()?;
             match delay {
@@ -160,48 +151,55 @@ fn delayed(rounds: u64, delay: Option<Duration>) -> (Histogram, Histogram, Vec<D
             }
         }
     });
-    let gateway = Gateway::start(&Config::to(origin.address()).with(&plain("127.0.0.1:0")));
+    let gateway = Gateway::start(&Config::to(origin.address()).with(&listener("127.0.0.1:0")));
     brake.set(&gateway);
-    let kernel = kernel(&gateway);
+    let kernel = Kernel::of_running(&gateway);
     let mut stream = connect(gateway.plain());
     let port = port(&stream);
+    // This request may arrive before measuring begins.
+    ask(&mut stream, b"delayed");
     let read = |direction| kernel.delays(port, direction).expect("it is measured");
-    let (mut sums, mut sum_ns) = (Vec::new(), 0);
+    let before = (read(Direction::Down), read(Direction::Up));
+    let (mut each, mut sum_ns) = (Vec::new(), before.0.sum_ns);
     for _ in 0..rounds {
         ask(&mut stream, b"delayed");
         let all_ns = read(Direction::Down).sum_ns;
-        sums.push(Duration::from_nanos(all_ns - sum_ns));
+        each.push(Duration::from_nanos(all_ns - sum_ns));
         sum_ns = all_ns;
     }
-    sums.sort_unstable();
-    (read(Direction::Down), read(Direction::Up), sums)
+    each.sort_unstable();
+    let (down, up) = (read(Direction::Down), read(Direction::Up));
+    Rounds {
+        down: down.count - before.0.count,
+        up: up.count - before.1.count,
+        input: mean(&up),
+        each,
+    }
 }
 
 #[test]
 fn a_delay_inside_the_gateway_is_measured_and_the_other_direction_is_not_blamed() {
-    let rounds = 20;
-    let (down, up, each) = delayed(rounds, Some(DELAY));
-    assert_eq!(down.count, rounds);
+    const ROUNDS: usize = 20;
+    let Rounds { down, up, input, each } = delayed(ROUNDS, Some(DELAY));
     println!("{DELAY:?} are measured as {each:?}");
+    assert_eq!((down, up), (ROUNDS as u64, ROUNDS as u64));
     assert!(each[0] >= DELAY, "{each:?}");
-    if !is_emulated() {
+    // Emulation stretches everything that comes on top.
+    if !is_guest() {
         // Other work on the machine prolongs rounds: the gateway, once let go, has to wait for a processor.
-        assert!(each[each.len() / 4] < Duration::from_millis(6), "{each:?}");
-        assert!(mean(&up) < Duration::from_millis(2), "{:?}", mean(&up));
+        assert!(each[ROUNDS / 4] < Duration::from_millis(6), "{each:?}");
+        assert!(input < Duration::from_millis(2), "{input:?}");
     }
-    // The first request may have arrived before measuring began.
-    assert!((rounds - 1..=rounds).contains(&up.count), "{}", up.count);
 }
 
 #[test]
 fn without_a_delay_next_to_nothing_is_measured() {
-    let (down, up, each) = delayed(500, None);
-    assert_eq!(down.count, 500);
-    assert!((499..=500).contains(&up.count), "{}", up.count);
-    if !is_emulated() {
+    let Rounds { down, up, input, each } = delayed(500, None);
+    assert_eq!((down, up), (500, 500));
+    if !is_guest() {
         let quick = each[each.len() / 4];
         assert!(quick < Duration::from_micros(500), "{quick:?}");
-        assert!(mean(&up) < Duration::from_millis(1), "{:?}", mean(&up));
+        assert!(input < Duration::from_millis(1), "{input:?}");
     }
 }
 
@@ -222,9 +220,9 @@ fn a_pooled_connection_is_measured_for_the_client_it_serves() {
             }
         }
     });
-    let gateway = Gateway::start(&Config::to(origin.address()).with(&plain("127.0.0.1:0")));
+    let gateway = Gateway::start(&Config::to(origin.address()).with(&listener("127.0.0.1:0")));
     brake.set(&gateway);
-    let kernel = kernel(&gateway);
+    let kernel = Kernel::of_running(&gateway);
     let mut clients: Vec<TcpStream> = Vec::new();
     let get = |stream: &mut TcpStream, target: &str| {
         stream
@@ -262,7 +260,7 @@ fn a_pooled_connection_is_measured_for_the_client_it_serves() {
     assert_eq!((slow.count, quick.count), (11, 11));
     assert!(slow.sum_ns >= 50_000_000, "{slow:?}");
     assert!(Duration::from_nanos(slow.max_ns) >= DELAY);
-    if !is_emulated() {
+    if !is_guest() {
         // Some may suffer from other work on the machine.
         let below: u32 = quick.buckets[..bucket(4000) as usize].iter().sum();
         assert!(below >= 8, "{below} of 11 were quick");
@@ -277,9 +275,9 @@ fn what_is_answered_here_is_no_delay() {
             "[[route]]\npath = \"/app/\"\nupstream = \"http://{}/\"\n",
             origin.address()
         ))
-        .with(&plain("127.0.0.1:0"));
+        .with(&listener("127.0.0.1:0"));
     let gateway = Gateway::start(&config);
-    let kernel = kernel(&gateway);
+    let kernel = Kernel::of_running(&gateway);
     let mut client = Client::plain(gateway.plain());
     assert_eq!(client.get("/app/").status, 200);
     for _ in 0..3 {
@@ -295,14 +293,34 @@ fn what_is_answered_here_is_no_delay() {
 }
 
 #[test]
-fn a_key_update_is_no_delay() {
-    // Some kernels cannot follow one; the tests of records tell of that.
-    if is_emulated() {
-        return;
-    }
+fn what_the_network_delivers_twice_is_no_delay() {
     let origin = mirror();
-    let gateway = Gateway::start(&Config::to(origin.address()));
-    let kernel = kernel(&gateway);
+    let gateway = Gateway::start(&Config::to(origin.address()).with(&listener("127.0.0.1:0")));
+    let kernel = Kernel::of_running(&gateway);
+    let mut stream = connect(gateway.plain());
+    ask(&mut stream, b"END\r\n");
+    for _ in 0..3 {
+        let network = Repeater::start().expect("root may");
+        ask(&mut stream, b"END\r\n");
+        network.repeat(port(&stream)).expect("the request was seen");
+        thread::sleep(Duration::from_millis(300));
+    }
+    ask(&mut stream, b"END\r\n");
+    let up = kernel.delays(port(&stream), Direction::Up).expect("it is measured");
+    assert!((4..=5).contains(&up.count), "{}", up.count);
+    assert!(Duration::from_nanos(up.max_ns) < Duration::from_millis(300), "{}", up.max_ns);
+}
+
+#[test]
+fn a_key_update_is_no_delay() {
+    let origin = mirror();
+    let config = Config::to(origin.address());
+    let mut gateway = Gateway::start(&config);
+    if gateway.diagnostics().contains("no key updates in this kernel") {
+        // User space can follow one anywhere.
+        gateway = Gateway::start(&config.with_offload("never"));
+    }
+    let kernel = Kernel::of_running(&gateway);
     let config = Arc::new(tls_config(&[VERSIONS[1]]));
     let mut stream = tls_stream(gateway.https, &config, "localhost");
     let mut get = |updates_key: bool| {
@@ -331,10 +349,10 @@ fn a_key_update_is_no_delay() {
 
 #[test]
 fn thousands_of_connections_leave_nothing_behind() {
-    let connections = if is_emulated() { 500 } else { 10_000 };
+    let connections = if is_guest() { 500 } else { 10_000 };
     let origin = Origin::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
-    let gateway = Gateway::start(&Config::to(origin.address()).with(&plain("127.0.0.1:0")));
-    let kernel = kernel(&gateway);
+    let gateway = Gateway::start(&Config::to(origin.address()).with(&listener("127.0.0.1:0")));
+    let kernel = Kernel::of_running(&gateway);
     let (plain, https) = (gateway.plain(), gateway.https);
     let clients: Vec<_> = (0..4)
         .map(|_| {
@@ -368,10 +386,10 @@ fn thousands_of_connections_leave_nothing_behind() {
 #[test]
 fn a_gateway_that_is_killed_leaves_nothing_attached_and_another_goes_on() {
     let origin = Origin::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
-    let config = Config::to(origin.address()).with(&plain("127.0.0.1:0"));
+    let config = Config::to(origin.address()).with(&listener("127.0.0.1:0"));
     let (mut first, second) = (Gateway::start(&config), Gateway::start(&config));
     let (kernels, mut streams): (Vec<_>, Vec<_>) = [&first, &second]
-        .map(|gateway| (kernel(gateway), connect(gateway.plain())))
+        .map(|gateway| (Kernel::of_running(gateway), connect(gateway.plain())))
         .into_iter()
         .unzip();
     for _ in 0..10 {
@@ -394,134 +412,6 @@ fn a_gateway_that_is_killed_leaves_nothing_attached_and_another_goes_on() {
     assert_eq!(delays.count, 20);
 }
 
-/// A gateway serves, has no programs, and has said once why.
-fn serves_without(gateway: &Gateway, cause: &str) {
-    assert!(Kernel::of(gateway.id()).is_none());
-    assert_eq!(Client::tls(gateway.https).get("/").status, 200);
-    let said = gateway.diagnostics();
-    let warnings: Vec<&str> = said.lines().filter(|line| line.contains(WARNING)).collect();
-    assert_eq!(warnings.len(), 1, "{said}");
-    assert!(warnings[0].contains(cause), "{warnings:?}");
-    let line = gateway.wait_for_access(|line| line["status"] == 200);
-    assert!(line.get("flush_p50_ms").is_none() && line["client"] == "127.0.0.1", "{line}");
-}
-
-#[test]
-fn without_capabilities_it_serves_and_says_so() {
-    let origin = Origin::mirror();
-    for missing in [CapabilitySet::BPF, CapabilitySet::NET_ADMIN] {
-        let config = Config::to(origin.address());
-        // What a thread gives up is missing in the programs that it starts, and nowhere else.
-        let gateway = thread::spawn(move || {
-            for capability in [missing, CapabilitySet::SYS_ADMIN] {
-                remove_capability_from_bounding_set(capability).expect("root may");
-            }
-            Gateway::start(&config)
-        });
-        serves_without(
-            &gateway.join().expect("it starts"),
-            "give the process CAP_BPF and CAP_NET_ADMIN",
-        );
-    }
-}
-
-#[test]
-fn two_capabilities_are_enough() {
-    let origin = Origin::mirror();
-    let config = Config::to(origin.address());
-    let gateway = thread::spawn(move || {
-        let kept = CapabilitySet::BPF | CapabilitySet::NET_ADMIN;
-        // Linux 5.10 charges maps to a limit that only this one may raise.
-        let kept = kept | CapabilitySet::SYS_RESOURCE;
-        for capability in CapabilitySet::all().difference(kept).iter() {
-            // Older kernels do not know the newest ones.
-            let _ = remove_capability_from_bounding_set(capability);
-        }
-        Gateway::start(&config)
-    });
-    let gateway = gateway.join().expect("it starts");
-    drop(kernel(&gateway));
-    assert_eq!(Client::tls(gateway.https).get("/").status, 200);
-    gateway.wait_for_access(|line| line["flush_count"] == 1);
-}
-
-#[test]
-fn without_cgroup2_it_serves_and_says_so() {
-    let origin = Origin::mirror();
-    let mounts = fs::read_to_string("/proc/mounts").expect("the mounts");
-    let points = mounts.lines().filter(|line| line.split(' ').nth(2) == Some("cgroup2"));
-    let points: Vec<&str> = points.filter_map(|line| line.split(' ').nth(1)).collect();
-    let mut command = Command::new("unshare");
-    let script = format!(
-        "for point in {}; do umount $point || exit 1; done; exec \"$0\" \"$@\"",
-        points.join(" ")
-    );
-    command.args(["-m", "sh", "-c", &script]).arg(binary());
-    serves_without(
-        &Gateway::start_as(&Config::to(origin.address()), &mut command),
-        "no cgroup2 file system",
-    );
-}
-
-#[test]
-fn a_program_that_the_verifier_refuses_is_done_without() {
-    // The last end of a program becomes a jump to nowhere, in a copy of the gateway.
-    const OBJECT: &[u8] = include_bytes!("../../ebpf/tlsplice.bpf.o");
-    const EXIT: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
-    let find =
-        |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).position(|window| window == part);
-    let mut bytes = fs::read(binary()).expect("the gateway");
-    let start = find(&bytes, &OBJECT[..4096]).expect("the gateway holds the object");
-    let exit = OBJECT.windows(8).rposition(|window| window == EXIT).expect("a program ends");
-    let exit = start + exit;
-    bytes[exit..exit + 8].copy_from_slice(&[0x05, 0, 0xff, 0x7f, 0, 0, 0, 0]);
-    let directory = tempfile::tempdir().expect("a directory");
-    let copy = directory.path().join("tlsplice");
-    fs::write(&copy, bytes).expect("it is written");
-    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-    fs::set_permissions(&copy, executable).expect("it is made executable");
-    let origin = Origin::mirror();
-    let gateway = Gateway::start_as(&Config::to(origin.address()), &mut Command::new(copy));
-    serves_without(&gateway, "verifier refused");
-}
-
-#[test]
-fn switched_off_it_says_nothing() {
-    let origin = Origin::mirror();
-    let config = Config::to(origin.address()).with("[telemetry]\nflush_latency = \"off\"\n");
-    let gateway = Gateway::start(&config);
-    assert!(Kernel::of(gateway.id()).is_none());
-    assert_eq!(Client::tls(gateway.https).get("/").status, 200);
-    let said = gateway.diagnostics();
-    assert!(!said.contains(WARNING) && said.contains("off: it is switched off"), "{said}");
-}
-
-#[test]
-fn connections_beyond_the_bound_are_served_and_not_measured() {
-    let origin = Origin::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
-    let config = Config::to(origin.address())
-        .with(&plain("127.0.0.1:0"))
-        .with("[telemetry]\nconnections = 2\n");
-    let gateway = Gateway::start(&config);
-    let mut streams: Vec<TcpStream> = (0..4).map(|_| connect(gateway.plain())).collect();
-    for stream in &mut streams {
-        ask(stream, b"ok");
-    }
-    let measured = |stream: &TcpStream| {
-        let line = gateway.wait_for_access(|line| line["port"] == port(stream));
-        line.get("flush_count").is_some()
-    };
-    assert_eq!(streams.iter().filter(|stream| measured(stream)).count(), 2);
-    assert_eq!(gateway.diagnostics().matches("a connection is not measured").count(), 1);
-    // Their places are free again afterwards.
-    drop(streams);
-    let kernel = kernel(&gateway);
-    wait_for("the end of all connections", || (kernel.entries().2 == 0).then_some(()));
-    let mut stream = connect(gateway.plain());
-    ask(&mut stream, b"ok");
-    assert!(measured(&stream));
-}
-
 /// Nanoseconds since the first call.
 fn clock() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
@@ -529,51 +419,96 @@ fn clock() -> u64 {
     u64::try_from(elapsed.as_nanos()).expect("centuries")
 }
 
-#[test]
-fn the_kernel_agrees_with_time_stamps_inside_the_stream() {
-    // On a busy machine the client is kept waiting, too, which only its own time stamps show.
-    let attempts: Vec<(Duration, Duration)> = (0..3).map(|_| stamped_and_measured()).collect();
-    println!("p50 by time stamps and in the kernel: {attempts:?}");
-    let agree = |&(stamped, measured): &(Duration, Duration)| {
-        stamped.abs_diff(measured) < Duration::from_micros(200)
-    };
-    assert!(is_emulated() || attempts.iter().any(agree), "{attempts:?}");
+/// One chunk: from the origin's call to send until the client has it, and how long the kernel says it waited in between.
+#[derive(Debug)]
+struct Chunk {
+    stamped: Duration,
+    measured: Duration,
 }
 
-/// The median of the time from upstream to client, and that of the flush latency.
-fn stamped_and_measured() -> (Duration, Duration) {
-    const CHUNKS: usize = 200;
+/// Streams chunks with a time stamp in each, which the gateway is made to hold for 1 to 5 ms, and checks that the access
+/// log tells their median.
+fn stamped_and_measured() -> Vec<Chunk> {
+    const CHUNKS: usize = 100;
     clock();
-    let origin = Origin::start(|connection| {
+    let brake = Brake::default();
+    let held = brake.clone();
+    let (next, wanted) = mpsc::channel();
+    let wanted = Mutex::new(wanted);
+    let origin = Origin::start(move |connection| {
         connection.request()?;
         connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")?;
-        for _ in 0..CHUNKS {
-            thread::sleep(Duration::from_millis(5));
-            connection.send(format!("14\r\n{:020}\r\n", clock()))?;
+        for index in 0..CHUNKS {
+            // When the client has looked at the one before.
+            let wanted = wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            wanted.recv_timeout(PATIENCE).map_err(std::io::Error::other)?;
+            let delay = Duration::from_millis(1 + index as u64 % 5);
+            held.hold(delay, || connection.send(format!("14\r\n{:020}\r\n", clock())))?;
         }
         connection.send("0\r\n\r\n")
     });
     let gateway = Gateway::start(&Config::to(origin.address()));
-    let mut client = Client::tls(gateway.https);
+    brake.set(&gateway);
+    let kernel = Kernel::of_running(&gateway);
+    let config = Arc::new(tls_config(&[VERSIONS[1]]));
+    let stream = tls_stream(gateway.https, &config, "localhost");
+    let port = port(&stream.sock);
+    let mut client = Client::over(stream);
     client.send(GET);
     assert_eq!(client.head().status, 200);
-    let mut delays: Vec<u64> = Vec::new();
-    while delays.len() < CHUNKS {
+    let read = || kernel.delays(port, Direction::Down).expect("it is measured");
+    let mut before = read();
+    let mut chunks = Vec::new();
+    while chunks.len() < CHUNKS {
+        next.send(()).expect("the origin listens");
         let chunk = client.try_chunk().expect("a chunk");
         let now = clock();
-        // What arrived together may leave together.
-        for stamp in chunk.chunks(20) {
-            let sent: u64 = String::from_utf8_lossy(stamp).parse().expect("a time stamp");
-            delays.push(now - sent);
-        }
+        let sent: u64 = String::from_utf8_lossy(&chunk).parse().expect("one time stamp");
+        let after = read();
+        assert_eq!(after.count, before.count + 1, "one delay for one chunk");
+        let measured = Duration::from_nanos(after.sum_ns - before.sum_ns);
+        chunks.push(Chunk { stamped: Duration::from_nanos(now - sent), measured });
+        before = after;
     }
-    delays.sort_unstable();
-    let stamped = Duration::from_nanos(delays[CHUNKS / 2]);
     client.finish();
     let line = gateway.wait_for_access(|line| line["status"] == 200);
-    let measured = line["flush_p50_ms"].as_f64().expect("it is measured");
-    assert!(line["flush_count"].as_u64() >= Some(CHUNKS as u64 / 2), "{line}");
-    (stamped, Duration::from_secs_f64(measured / 1000.0))
+    let told = line["flush_p50_ms"].as_f64().expect("it is measured");
+    let median = median(chunks.iter().map(|chunk| chunk.measured)).as_secs_f64() * 1e3;
+    // Head and end of the response count, too, and quantiles are known to an eighth.
+    assert!(
+        (told / median - 1.0).abs() < 0.25,
+        "{told} ms are told, and the median is {median} ms"
+    );
+    chunks
+}
+
+fn median(durations: impl Iterator<Item = Duration>) -> Duration {
+    let mut all: Vec<Duration> = durations.collect();
+    all.sort_unstable();
+    all[all.len() / 2]
+}
+
+#[test]
+fn no_chunk_waits_longer_than_time_stamps_inside_the_stream_allow() {
+    // What the kernel measures lies between the two stamps, however slow the machine is.
+    for Chunk { stamped, measured } in stamped_and_measured() {
+        assert!(measured <= stamped, "{measured:?} were measured within {stamped:?}");
+        assert!(measured >= Duration::from_millis(1), "{measured:?}");
+    }
+}
+
+#[test]
+fn the_kernel_agrees_with_time_stamps_inside_the_stream() {
+    let chunks = stamped_and_measured();
+    let mut apart: Vec<Duration> =
+        chunks.iter().map(|chunk| chunk.stamped.abs_diff(chunk.measured)).collect();
+    apart.sort_unstable();
+    let stamped = median(chunks.iter().map(|chunk| chunk.stamped));
+    let measured = median(chunks.iter().map(|chunk| chunk.measured));
+    println!("p50 {stamped:?} by time stamps, {measured:?} in the kernel; apart: {apart:?}");
+    // Chunk by chunk, since on a busy machine the client, too, has to wait for a processor: then stamps show more. A quarter
+    // of them is left alone by others.
+    assert!(apart[apart.len() / 4] < Duration::from_micros(200), "{apart:?}");
 }
 
 #[test]
@@ -608,7 +543,7 @@ fn a_tunnel_tells_of_its_silences() {
 #[test]
 fn the_application_is_told_the_recorded_source() {
     let origin = mirror();
-    let gateway = Gateway::start(&Config::to(origin.address()).with(&plain("127.0.0.1:0")));
+    let gateway = Gateway::start(&Config::to(origin.address()).with(&listener("127.0.0.1:0")));
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     let source: SocketAddr = "127.0.0.9:0".parse().expect("an address");
     socket.bind(&source.into()).expect("loopback has the address");
@@ -616,6 +551,6 @@ fn the_application_is_told_the_recorded_source() {
     let mut stream = TcpStream::from(socket);
     let told = String::from_utf8_lossy(&ask(&mut stream, b"END\r\n")).to_ascii_lowercase();
     assert!(told.contains("x-forwarded-for: 127.0.0.9\r\n"), "{told}");
-    let (_, conn) = kernel(&gateway).conn(port(&stream)).expect("a record");
+    let (_, conn) = Kernel::of_running(&gateway).conn(port(&stream)).expect("a record");
     assert_eq!(address(&conn).to_string(), "127.0.0.9");
 }

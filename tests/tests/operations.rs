@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tlsplice_fixtures::certificate::Certificate;
 use tlsplice_fixtures::demo::Demo;
+use tlsplice_tests::admin::{metrics, value};
 use tlsplice_tests::client::{Client, tls_config, tls_config_trusting};
 use tlsplice_tests::gateway::{Config, Gateway, tlsplice};
 use tlsplice_tests::origin::Origin;
@@ -297,7 +298,9 @@ fn a_log_that_nobody_reads_holds_nobody_up() {
     assert!(status.success());
     // Open at both ends, so that the gateway can open it, and never read.
     let _held = fs::OpenOptions::new().read(true).write(true).open(&fifo).expect("it opens");
-    let gateway = Gateway::start(&Config::to(origin.address()).with_log(&fifo));
+    let socket = directory.path().join("admin.sock");
+    let config = Config::to(origin.address()).with_log(&fifo);
+    let gateway = Gateway::start(&config.with(&format!("[admin]\nsocket = {socket:?}")));
     let mut client = Client::tls(gateway.https);
     let batch = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(100);
     for _ in 0..REQUESTS / 100 {
@@ -307,6 +310,8 @@ fn a_log_that_nobody_reads_holds_nobody_up() {
         }
     }
     gateway.wait_for_diagnostic("lines were dropped");
+    let dropped = value(&metrics(&socket), "tlsplice_access_log_dropped_lines_total", &[]);
+    assert!(dropped >= 1.0, "{dropped}");
 }
 
 #[test]

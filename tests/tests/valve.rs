@@ -8,13 +8,13 @@ use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
 use tlsplice_fixtures::packages;
 use tlsplice_fixtures::tomcat::Tomcat;
 use tlsplice_tests::gateway::{Config, Gateway, tlsplice};
-use tlsplice_tests::{certificate, target};
+use tlsplice_tests::{certificate, target, wait_for};
 
 /// A client that is not the gateway.
 const CLIENT: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 9);
 
-/// GET from [`CLIENT`], with a claim to be another; the page of the test application.
-fn whoami(to: SocketAddr, path: &str) -> String {
+/// GET of a page of the test application from [`CLIENT`], with a claim to be another.
+fn whoami(to: SocketAddr, target: &str) -> String {
     let IpAddr::V4(ip) = to.ip() else { panic!("an IPv4 address") };
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
     bind(&socket, &SocketAddrV4::new(CLIENT, 0)).expect("a loopback address");
@@ -22,7 +22,7 @@ fn whoami(to: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::from(socket);
     write!(
         stream,
-        "GET {path}whoami.jsp HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 203.0.113.66\r\n\
+        "GET {target} HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 203.0.113.66\r\n\
          Connection: close\r\n\r\n"
     )
     .expect("it reads");
@@ -59,12 +59,18 @@ fn tomcat_sees_the_true_client_and_lints_clean() {
          [[route]]\npath = \"/four\"\nupstream = \"http://127.0.0.1:{port}/test/\"\n\
          [[route]]\npath = \"/six\"\nupstream = \"http://[::1]:{port}/test/\"\n"
     )));
-    for path in ["/four/", "/six/"] {
-        let page = whoami(gateway.plain(), path);
-        assert!(page.contains("remoteAddr=127.0.0.9\n"), "{path}: {page}");
+    for route in ["/four", "/six"] {
+        let page = whoami(gateway.plain(), &format!("{route}/whoami.jsp?{route}-{port}"));
+        assert!(page.contains("remoteAddr=127.0.0.9\n"), "{route}: {page}");
+        // And so says the access log, for whatever the gateway's own address is.
+        let line = wait_for("the line in Tomcat's access log", || {
+            let query = format!("?{route}-{port} ");
+            tomcat.access_log().into_iter().find(|line| line.contains(&query))
+        });
+        assert!(line.starts_with("127.0.0.9 "), "{line}");
     }
     // Past the gateway, the same claim is not believed.
-    let page = whoami(tomcat.address(), "/test/");
+    let page = whoami(tomcat.address(), "/test/whoami.jsp");
     assert!(page.contains("remoteAddr=127.0.0.9\n"), "{page}");
 
     let server_xml = tomcat.server_xml();

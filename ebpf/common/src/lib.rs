@@ -66,6 +66,10 @@ pub struct Link {
     pub sent: u64,
     /// Whether `sent` is known: 0 or 1.
     pub has_sent: u64,
+    /// Sequence number behind the last byte received; what is below it came again.
+    pub received: u64,
+    /// Whether `received` is known: 0 or 1.
+    pub has_received: u64,
 }
 
 /// Delays of one direction of a connection. Map `HIST`, by [`key`].

@@ -8,14 +8,15 @@ use std::{fs, io};
 
 use super::Finding;
 use crate::ktls::probe::Support;
+use crate::telemetry::{Lack, Meter};
 use crate::uring::{self, Ring, Setup, StartError};
 use crate::{limits, sys};
 
 /// Capabilities by their number in `linux/capability.h`.
 const CAPABILITIES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (39, "CAP_BPF")];
 
-/// Asks the kernel everything.
-pub(super) fn examine() -> Vec<Finding> {
+/// Asks the kernel everything. `connections` are to be measured at once, if any.
+pub(super) fn examine(connections: Option<usize>) -> Vec<Finding> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -26,7 +27,14 @@ pub(super) fn examine() -> Vec<Finding> {
     findings.extend(kernel_tls(&Support::probe()));
     findings.push(splice(try_splice()));
     findings.push(cgroup(&mountinfo));
-    findings.push(bpf(&missing_capabilities(&status), sys::probe::bpf_map()));
+    findings.push(match connections {
+        None => Finding::ok("eBPF", "switched off (telemetry.flush_latency)"),
+        // Loaded, attached, seen to run, and gone again.
+        Some(connections) => bpf(
+            &missing_capabilities(&status),
+            Meter::try_start(connections).map(|meter| meter.describe()),
+        ),
+    });
     findings
 }
 
@@ -147,18 +155,15 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
     missing.map(|(_, name)| *name).collect()
 }
 
-fn bpf(missing: &[&str], permitted: io::Result<()>) -> Finding {
+fn bpf(missing: &[&str], tried: Result<String, Lack>) -> Finding {
     let (topic, cost) = ("eBPF", "flush latency and RTT per connection are not measured");
-    if !missing.is_empty() {
-        let fact = format!("this process lacks {}", missing.join(" and "));
-        let cure = "AmbientCapabilities=CAP_BPF CAP_NET_ADMIN in the unit";
-        return Finding::warn(topic, fact, cost, cure);
-    }
-    match permitted {
-        Ok(()) => Finding::ok(topic, "bpf(2) is permitted, with CAP_BPF and CAP_NET_ADMIN"),
-        Err(error) => {
-            let cure = "allow bpf in the seccomp profile, and see /sys/kernel/security/lockdown";
-            Finding::warn(topic, format!("bpf(2) is refused: {error}"), cost, cure)
+    match tried {
+        Ok(what) => Finding::ok(topic, format!("programs load and run: {what}")),
+        Err(lack) if missing.is_empty() => Finding::warn(topic, lack.cause, cost, lack.cure),
+        Err(lack) => {
+            let fact = format!("this process lacks {}: {}", missing.join(" and "), lack.cause);
+            let cure = "AmbientCapabilities=CAP_BPF CAP_NET_ADMIN in the unit";
+            Finding::warn(topic, fact, cost, cure)
         }
     }
 }
@@ -231,11 +236,13 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_bpf_is_a_warning() {
-        let refused = || Err(io::Error::from_raw_os_error(libc::EPERM));
-        assert!(bpf(&["CAP_BPF"], refused()).fact.contains("CAP_BPF"));
-        assert!(bpf(&[], refused()).fact.contains("refused"));
-        assert_eq!(bpf(&[], Ok(())).verdict, Verdict::Ok);
+    fn a_refused_bpf_is_a_warning_with_its_cure() {
+        let refused = || Err(Lack { cause: "it is refused".to_owned(), cure: "allow it" });
+        let found = bpf(&[], refused());
+        assert_eq!((found.verdict, found.cure.as_deref()), (Verdict::Warn, Some("allow it")));
+        let found = bpf(&["CAP_BPF"], refused());
+        assert!(found.fact.contains("CAP_BPF") && found.cure.unwrap().contains("Ambient"));
+        assert_eq!(bpf(&["CAP_BPF"], Ok("in /x".to_owned())).verdict, Verdict::Ok);
     }
 
     #[test]

@@ -18,4 +18,4 @@ pub use latency::Latency;
 pub use line::{CopyReason, DataPath, Kind, Measured, Outcome, Record, TlsPath, UserReason};
 pub use live::{Doing, Live, Moved};
 pub use log::AccessLog;
-pub use meter::{Direction, Meter, Reading, Stats};
+pub use meter::{Direction, Lack, Meter, Reading, Stats};

@@ -88,7 +88,7 @@ pub enum Error {
 /// # Errors
 ///
 /// When the endpoint cannot be reached, does not answer in time, or answers anything else.
-pub(super) fn fetch(source: &Source) -> Result<Snapshot, Error> {
+pub(crate) fn fetch(source: &Source) -> Result<Snapshot, Error> {
     fetch_within(source, TIMEOUT, ANSWER_MAX)
 }
 

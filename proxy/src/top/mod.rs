@@ -2,12 +2,12 @@
 //!
 //! It asks the admin endpoint for snapshots. [`why`] and the tables are pure; the terminal is touched only by `live`.
 
-mod client;
+pub(crate) mod client;
 mod format;
 mod live;
 mod rows;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod view;
 pub mod why;
 

@@ -35,7 +35,7 @@ pub(super) fn connection(id: u64) -> Connection {
 }
 
 /// A gateway with these connections.
-pub(super) fn snapshot(connections: Vec<Connection>) -> Snapshot {
+pub(crate) fn snapshot(connections: Vec<Connection>) -> Snapshot {
     Snapshot {
         version: "0.1.0".to_owned(),
         uptime_s: 7_620.0,

@@ -90,6 +90,11 @@ fn run(name: &str, extent: Extent, filter: Option<&str>) -> Result<bool> {
     let tomcat = if extent == Extent::Cost { None } else { Some(start_tomcat(&directory)?) };
     let tomcat_port = tomcat.as_ref().map_or(0, |tomcat| tomcat.address().port());
     let plan = Plan { extent, filter, tomcat_port };
+    if extent != Extent::Cost {
+        for (name, reason) in plan::LEFT_OUT {
+            eprintln!("    left out in guests: {name} ({reason})");
+        }
+    }
     let run = |kernel: &Kernel, unpacked: &Unpacked| {
         let start = Instant::now();
         let image = initramfs::write(&directory, kernel, unpacked, &programs, plan)?;

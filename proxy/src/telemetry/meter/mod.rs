@@ -6,9 +6,10 @@
 mod cgroup;
 mod programs;
 
+use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use aya::maps::MapError;
@@ -31,14 +32,32 @@ pub struct Meter {
     state: State,
     mismatches: AtomicU64,
     unseen: AtomicU64,
+    /// Connections without a record that had ended before they were accepted.
+    ended: AtomicU64,
     unmeasured: AtomicU64,
-    has_warned: AtomicBool,
+    told_of_unseen: Once,
+    told_of_unmeasured: Once,
 }
 
 #[derive(Debug)]
 enum State {
     Off(String),
     On(Box<Programs>),
+}
+
+/// Why nothing can be measured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lack {
+    /// What is the case.
+    pub cause: String,
+    /// What to do.
+    pub cure: &'static str,
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.cause, self.cure)
+    }
 }
 
 /// One connection as the kernel has seen it so far.
@@ -84,14 +103,21 @@ impl Meter {
     /// that cannot be had, a warning says why, and the meter is one that measures nothing.
     #[must_use]
     pub fn start(connections: usize) -> Arc<Self> {
+        Self::try_start(connections).unwrap_or_else(|lack| {
+            tracing::warn!("eBPF cannot be had: {lack}. Without it {COST}");
+            Self::disabled(lack.to_string())
+        })
+    }
+
+    /// The same without a warning.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub fn try_start(connections: usize) -> Result<Arc<Self>, Lack> {
         let connections = u32::try_from(connections).unwrap_or(u32::MAX);
-        match Programs::load(connections) {
-            Ok(programs) => Arc::new(Self::new(State::On(Box::new(programs)))),
-            Err(error) => {
-                tracing::warn!("eBPF cannot be had: {error}. Without it {COST}");
-                Self::disabled(error.to_string())
-            }
-        }
+        let programs = Programs::load(connections)
+            .map_err(|error| Lack { cause: error.to_string(), cure: error.cure() })?;
+        Ok(Arc::new(Self::new(State::On(Box::new(programs)))))
     }
 
     fn new(state: State) -> Self {
@@ -99,8 +125,10 @@ impl Meter {
             state,
             mismatches: AtomicU64::new(0),
             unseen: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
             unmeasured: AtomicU64::new(0),
-            has_warned: AtomicBool::new(false),
+            told_of_unseen: Once::new(),
+            told_of_unmeasured: Once::new(),
         }
     }
 
@@ -145,20 +173,12 @@ impl Meter {
     /// address there is counted and logged. None without a record.
     pub fn source(&self, client: u64, accepted: SocketAddr) -> Option<SocketAddr> {
         let programs = self.programs()?;
-        let record = programs.maps().conns.get(&client, 0);
-        let Ok(record) = record else {
-            self.unseen.fetch_add(1, Ordering::Relaxed);
-            self.warn_once(|| {
-                let full = count_of(&programs.maps(), Stat::InsertErrors) > 0;
-                let cause = if full {
-                    "the map of connections is full (telemetry.connections)"
-                } else {
-                    "its listener was made outside of the gateway's control group, or it has ended already"
-                };
-                format!("the kernel has no record of the connection from {accepted}: {cause}")
-            });
+        let maps = programs.maps();
+        let Ok(record) = maps.conns.get(&client, 0) else {
+            self.on_unseen(&maps, accepted);
             return None;
         };
+        drop(maps);
         let source = address(&record);
         if canonical(source) != canonical(accepted) {
             self.mismatches.fetch_add(1, Ordering::Relaxed);
@@ -170,6 +190,25 @@ impl Meter {
         Some(source)
     }
 
+    /// The kernel has no record of a connection. It deletes those of connections that end before they are accepted.
+    fn on_unseen(&self, maps: &Maps, accepted: SocketAddr) {
+        // Whoever is here holds the maps.
+        if self.ended.load(Ordering::Relaxed) < count_of(maps, Stat::NeverAccepted) {
+            self.ended.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.unseen.fetch_add(1, Ordering::Relaxed);
+        self.told_of_unseen.call_once(|| {
+            let why = if count_of(maps, Stat::InsertErrors) > 0 {
+                "the map of connections is full; raise telemetry.connections"
+            } else {
+                "the programs are not run for it any more, as before Linux 5.14 when a net_cls or net_prio group comes \
+                 into use; remove those groups (they are cgroup v1) and restart the machine"
+            };
+            warn(&format!("the kernel has no record of the connection from {accepted}: {why}"));
+        });
+    }
+
     /// Begins to measure a connection. What has arrived before does not count.
     pub fn begin(&self, client: u64) -> bool {
         let Some(programs) = self.programs() else { return false };
@@ -178,12 +217,12 @@ impl Meter {
         if let Err(error) = begun {
             forget(maps, client);
             self.unmeasured.fetch_add(1, Ordering::Relaxed);
-            self.warn_once(|| {
-                format!(
-                    "a connection is not measured: {}; more than {} at once are not (telemetry.connections)",
+            self.told_of_unmeasured.call_once(|| {
+                warn(&format!(
+                    "a connection is not measured: {}; more than {} at once are not: raise telemetry.connections",
                     programs::chain(&error),
                     programs.capacity
-                )
+                ));
             });
             return false;
         }
@@ -251,17 +290,15 @@ impl Meter {
             delays: count_of(&maps, Stat::Delays),
         })
     }
+}
 
-    /// A warning for the first time that something is not measured; the counters tell the rest.
-    fn warn_once(&self, text: impl FnOnce() -> String) {
-        if !self.has_warned.swap(true, Ordering::Relaxed) {
-            tracing::warn!("eBPF: {}. For it {COST}", text());
-        }
-    }
+/// A warning about single connections: one for each cause, while counters tell how many there are.
+fn warn(text: &str) {
+    tracing::warn!("eBPF: {text}. For it {COST}");
 }
 
 fn new_link(client: u64, role: Role) -> Link {
-    Link { client, role: role as u64, sent: 0, has_sent: 0 }
+    Link { client, role: role as u64, ..Link::default() }
 }
 
 fn begin(maps: &mut Maps, client: u64) -> Result<(), MapError> {

@@ -21,40 +21,55 @@ const WAITING_MAX: u32 = 4096;
 /// Idle connections to upstreams, which stay linked, on top of those in use.
 const IDLE_MAX: u32 = 4096;
 
-/// Why nothing is measured. Each says what to do.
+/// Why nothing is measured.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LoadError {
     /// No group of processes to attach to.
-    #[error("{0}; mount it: mount -t cgroup2 none /sys/fs/cgroup/unified")]
+    #[error("{0}")]
     Group(#[from] GroupError),
     /// A capability is missing.
-    #[error(
-        "the kernel does not permit BPF ({0}); give the process CAP_BPF and CAP_NET_ADMIN, and on Linux 5.10 also \
-         LimitMEMLOCK=infinity (in containers the runtime must allow the bpf system call, too)"
-    )]
+    #[error("the kernel does not permit BPF ({0})")]
     NotPermitted(String),
     /// The kernel has no BPF, or not what is needed.
-    #[error(
-        "this kernel lacks what is needed ({0}); Linux 5.10 or later with CONFIG_CGROUP_BPF is"
-    )]
+    #[error("this kernel lacks what is needed ({0})")]
     NotSupported(String),
     /// The verifier refused a program.
-    #[error("the kernel's verifier refused {0}; please report this with the kernel's version")]
+    #[error("the kernel's verifier refused {0}")]
     Refused(String),
     /// Another program holds the group for itself.
-    #[error(
-        "another BPF program holds the control group {0} exclusively ({1}); run the gateway in a group of its own"
-    )]
+    #[error("another BPF program holds the control group {0} exclusively ({1})")]
     Held(String, String),
     /// Programs are attached, and are not run.
     #[error(
-        "the kernel does not run programs for this process's sockets; before Linux 5.14 a net_cls or net_prio group \
-         in use turns them off: remove those groups (they are cgroup v1) and restart the machine"
+        "the kernel does not run programs for this process's sockets, as before Linux 5.14 when a net_cls or net_prio \
+         group is in use"
     )]
     NotRun,
     /// Anything else.
     #[error("{0}")]
     Other(String),
+}
+
+impl LoadError {
+    /// What to do.
+    pub(super) fn cure(&self) -> &'static str {
+        match self {
+            Self::Group(GroupError::NotMounted) => {
+                "mount it: mount -t cgroup2 none /sys/fs/cgroup/unified"
+            }
+            Self::Group(GroupError::Io(..)) => {
+                "give the process a view of its own control group, as in a mount of cgroup2"
+            }
+            Self::NotPermitted(_) => {
+                "give the process CAP_BPF and CAP_NET_ADMIN, and on Linux 5.10 also LimitMEMLOCK=infinity (in containers \
+                 the runtime must allow the bpf system call, too)"
+            }
+            Self::NotSupported(_) => "run Linux 5.10 or later with CONFIG_CGROUP_BPF",
+            Self::Refused(_) | Self::Other(_) => "please report this with the kernel's version",
+            Self::Held(..) => "run the gateway in a group of its own",
+            Self::NotRun => "remove those groups (they are cgroup v1) and restart the machine",
+        }
+    }
 }
 
 /// Loaded programs and their maps. Dropping it detaches and unloads them, as the end of the process does.
