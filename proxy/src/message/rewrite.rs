@@ -218,12 +218,12 @@ pub(super) fn write_connection(version: Version, close: bool, out: &mut Vec<u8>)
     }
 }
 
-/// `method` is None for a response. A response without body says so; a request only where its method expects one.
+/// `method` is None for a response. A request without body says so where its method expects one.
 fn write_framing(framing: Framing, method: Option<&str>, out: &mut Vec<u8>) {
     match framing {
         Framing::Length(length) => append(out, format_args!("Content-Length: {length}\r\n")),
         Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
-        Framing::None if matches!(method, None | Some("POST" | "PUT" | "PATCH")) => {
+        Framing::None if matches!(method, Some("POST" | "PUT" | "PATCH")) => {
             out.extend_from_slice(b"Content-Length: 0\r\n");
         }
         Framing::None | Framing::UntilClose => {}
@@ -424,8 +424,18 @@ mod tests {
     }
 
     fn response(bytes: &str, mapping: Mapping<'_>, framing: Framing, close: bool) -> String {
+        response_to(false, bytes, mapping, framing, close)
+    }
+
+    fn response_to(
+        to_head: bool,
+        bytes: &str,
+        mapping: Mapping<'_>,
+        framing: Framing,
+        close: bool,
+    ) -> String {
         let mut slots = fields::slots();
-        let parsed = ResponseHead::parse(bytes.as_bytes(), &mut slots, LIMITS, false, None);
+        let parsed = ResponseHead::parse(bytes.as_bytes(), &mut slots, LIMITS, to_head, None);
         let Ok(Parsed::Complete(head, _)) = parsed else { panic!("not understood: {bytes}") };
         let context = ResponseContext {
             version: Version::Http11,
@@ -440,6 +450,25 @@ mod tests {
         let mut out = Vec::new();
         write_response(&head, &context, &mut out);
         String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_length_is_told_where_the_upstream_told_it_and_allowed_by_the_status() {
+        let told = |to_head, status, field: &str| {
+            let bytes = format!("HTTP/1.1 {status} x\r\n{field}\r\n");
+            let sent = response_to(to_head, &bytes, SAME, Framing::None, false);
+            sent.lines().find_map(|line| line.strip_prefix("Content-Length: ")).map(str::to_owned)
+        };
+        assert_eq!(told(true, 200, "Content-Length: 7\r\n").as_deref(), Some("7"));
+        // Nothing is known of the body that GET would have had.
+        assert_eq!(told(true, 200, ""), None);
+        assert_eq!(told(true, 200, "Transfer-Encoding: chunked\r\n"), None);
+        assert_eq!(told(false, 200, "Content-Length: 0\r\n").as_deref(), Some("0"));
+        assert_eq!(told(false, 304, "Content-Length: 7\r\n").as_deref(), Some("7"));
+        // RFC 9110 §8.6: never in these.
+        for (to_head, status) in [(false, 204), (true, 204), (true, 103)] {
+            assert_eq!(told(to_head, status, "Content-Length: 7\r\n"), None, "{status}");
+        }
     }
 
     #[test]
