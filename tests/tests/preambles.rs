@@ -20,6 +20,9 @@ use tlsplice_tests::wait_for;
 const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
 
+const WEBSOCKET: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 fn serving() -> (Origin, Gateway) {
@@ -312,13 +315,22 @@ fn connections_that_come_and_go_leave_nothing_behind() {
 #[test]
 fn a_gateway_that_is_its_own_upstream_comes_to_an_end() {
     let port = tlsplice_fixtures::free_port().expect("a port");
-    let config = Config::default().with_limits("connections_per_address = 40").with(&format!(
+    let config = Config::default().with(&format!(
         "[[listener]]\naddress = \"127.0.0.1:{port}\"\nservice = \"http\"\n\
              [[route]]\nupstream = \"http://127.0.0.1:{port}\"\n"
     ));
     let gateway = Gateway::start(&config);
     let before = gateway.descriptors();
-    assert_eq!(Client::tls(gateway.https).get("/").status, 502);
+    // Neither fields that the client wants dropped nor the upgrade to a tunnel hide where a request has been.
+    for line in ["", "Connection: Via\r\nVia: 1.1 other\r\n", WEBSOCKET] {
+        let mut client = Client::tls(gateway.https);
+        let request = format!("GET / HTTP/1.1\r\nHost: localhost\r\n{line}\r\n");
+        assert_eq!(client.ask(request).status, 508, "{line}");
+    }
+    let log = gateway.access_log();
+    assert_eq!(log.len(), 6, "each once with the client, and once round: {log:?}");
+    let reasons: Vec<_> = log.iter().filter_map(|line| line["reason"].as_str()).collect();
+    assert!(reasons.iter().any(|reason| reason.contains("leads back to it")), "{reasons:?}");
     wait_for("the release of descriptors", || {
         // What is kept for reuse on both sides of itself goes with its time.
         (gateway.descriptors() <= before).then_some(())

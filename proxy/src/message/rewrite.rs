@@ -11,6 +11,7 @@ use super::framing::Framing;
 use super::request::RequestHead;
 use super::response::ResponseHead;
 use super::target::{is_under, write_mapped};
+use super::via::Pseudonym;
 use crate::config::HeaderEdits;
 
 /// How the public path and the path at the application belong together.
@@ -33,6 +34,8 @@ pub struct Identity {
     pub https: bool,
     /// Port of the listener.
     pub port: u16,
+    /// What we call ourselves towards the application.
+    pub pseudonym: Pseudonym,
 }
 
 impl Identity {
@@ -104,6 +107,11 @@ fn write_identity(request: &RequestHead<'_, '_>, identity: Identity, out: &mut V
         write_field(out, "X-Forwarded-Host", request.authority.as_bytes());
     }
     append(out, format_args!("X-Forwarded-Port: {}\r\n", identity.port));
+    let received = match request.version {
+        Version::Http10 => "1.0",
+        Version::Http11 => "1.1",
+    };
+    append(out, format_args!("Via: {received} {}\r\n", identity.pseudonym));
 }
 
 /// The addresses that a trusted proxy reports, nearest last. The list is read from its right end, where it is most
@@ -348,6 +356,7 @@ mod tests {
             peer_is_trusted: trusted,
             https: true,
             port: 443,
+            pseudonym: Pseudonym(7),
         }
     }
 
@@ -364,7 +373,7 @@ mod tests {
     }
 
     const OURS: &str = "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\n\
-                        X-Forwarded-Host: h\r\nX-Forwarded-Port: 443\r\n";
+                        X-Forwarded-Host: h\r\nX-Forwarded-Port: 443\r\nVia: 1.1 tlsplice-0000000000000007\r\n";
 
     #[test]
     fn identity_is_stripped_and_set_whatever_the_client_says() {
