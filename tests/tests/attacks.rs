@@ -25,7 +25,8 @@ const GROUPS: [(&str, &str, std::ops::RangeInclusive<u32>); 8] = [
 ];
 
 /// Where the tests are that rows name.
-const PROOFS: [(&str, &str); 9] = [
+const PROOFS: [(&str, &str); 10] = [
+    ("amounts", include_str!("amounts.rs")),
     ("http", include_str!("http.rs")),
     ("identity", include_str!("identity.rs")),
     ("operations", include_str!("operations.rs")),

@@ -271,48 +271,6 @@ fn tls_on_the_plain_port_is_refused() {
 }
 
 #[test]
-fn announced_lengths_cost_no_memory() {
-    let origin = Origin::start(|connection| {
-        connection.wait_for_close();
-        Ok(())
-    });
-    let gateway = Gateway::start(
-        &Config::to(origin.address())
-            .with("[[listener]]\naddress = \"127.0.0.1:0\"\nservice = \"http\"\n"),
-    );
-    let before = gateway.resident_bytes();
-    let clients: Vec<TcpStream> = (0..300)
-        .map(|_| {
-            let mut stream = TcpStream::connect(gateway.plain()).expect("it accepts");
-            let request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 999999999\r\n\r\n";
-            stream.write_all(request).expect("it reads");
-            stream
-        })
-        .collect();
-    wait_for("the requests upstream", || (origin.accepted() == clients.len()).then_some(()));
-    let each = gateway.resident_bytes().saturating_sub(before) / clients.len();
-    assert!(each < 64 * 1024, "{each} bytes for each request");
-}
-
-#[test]
-fn connections_that_come_and_go_leave_nothing_behind() {
-    let (_origin, gateway) = serving();
-    still_serves(&gateway);
-    let before = gateway.descriptors();
-    for round in 0..3000 {
-        let mut stream = TcpStream::connect(gateway.https).expect("it accepts");
-        if round % 3 == 1 {
-            stream.write_all(&[HANDSHAKE, 3, 1]).expect("it reads");
-        }
-        if round % 3 == 2 {
-            stream.write_all(GET).expect("it reads");
-        }
-    }
-    wait_for("the release of descriptors", || (gateway.descriptors() <= before).then_some(()));
-    still_serves(&gateway);
-}
-
-#[test]
 fn a_gateway_that_is_its_own_upstream_comes_to_an_end() {
     let port = tlsplice_fixtures::free_port().expect("a port");
     let config = Config::default().with(&format!(
