@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::buffers::Buffers;
 use crate::config::Config;
+use crate::message::via::Pseudonym;
 use crate::pool::{Endpoint, Network, Pool};
 use crate::telemetry::{AccessLog, RouteCounters, WorkerCounters};
 use crate::timers::Timers;
@@ -20,17 +21,23 @@ pub struct Shared {
     pub endpoints: Vec<Vec<Arc<Endpoint>>>,
     /// Per upstream: authorities that only the gateway can reach, to be replaced in redirects.
     pub authorities: Vec<Vec<String>>,
+    /// What the gateway calls itself towards applications.
+    pub pseudonym: Pseudonym,
     /// The open access log.
     pub log: Option<AccessLog>,
 }
 
 impl Shared {
-    /// Opens the log and resolves names once. A name that does not resolve yet is reported and tried again later.
+    /// Opens the log, draws a pseudonym and resolves names once. A name that does not resolve yet is reported and tried again later.
     ///
     /// # Errors
-    /// When the access log cannot be opened.
+    /// When the access log cannot be opened, or there are no random numbers.
     pub fn new(config: Config) -> io::Result<Arc<Self>> {
         let log = config.access_log.as_ref().map(AccessLog::open).transpose()?;
+        let mut number = [0; 8];
+        aws_lc_rs::rand::fill(&mut number)
+            .map_err(|_| io::Error::other("the system gives no random numbers"))?;
+        let pseudonym = Pseudonym(u64::from_ne_bytes(number));
         let endpoints: Vec<Vec<Arc<Endpoint>>> = config
             .upstreams
             .iter()
@@ -43,7 +50,7 @@ impl Shared {
             .iter()
             .map(|group| group.iter().filter_map(|endpoint| endpoint.authority()).collect())
             .collect();
-        let shared = Arc::new(Self { config, endpoints, authorities, log });
+        let shared = Arc::new(Self { config, endpoints, authorities, pseudonym, log });
         shared.resolve();
         Ok(shared)
     }

@@ -30,6 +30,8 @@ pub mod pump;
 pub mod recorder;
 /// Scripts that read like the wire.
 pub mod script;
+/// Servers by other hands.
+pub mod servers;
 /// A second parser of requests.
 pub mod strict;
 /// The attack table as data.

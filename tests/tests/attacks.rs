@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use tlsplice_tests::client::{Client, Response};
-use tlsplice_tests::gateway::{Config, Gateway};
+use tlsplice_tests::gateway::{Config, Gateway, SPLICE_VARIABLE};
 use tlsplice_tests::recorder::{Recorder, Seen};
 use tlsplice_tests::table::{self, End, Row, Vector};
 use tlsplice_tests::{PATIENCE, wait_for};
@@ -25,7 +25,8 @@ const GROUPS: [(&str, &str, std::ops::RangeInclusive<u32>); 8] = [
 ];
 
 /// Where the tests are that rows name.
-const PROOFS: [(&str, &str); 9] = [
+const PROOFS: [(&str, &str); 10] = [
+    ("amounts", include_str!("amounts.rs")),
     ("http", include_str!("http.rs")),
     ("identity", include_str!("identity.rs")),
     ("operations", include_str!("operations.rs")),
@@ -302,8 +303,7 @@ fn group(name: &str) {
         }
         failures.extend(wrong);
     }
-    let offload = std::env::var(tlsplice_tests::gateway::OFFLOAD_VARIABLE);
-    println!("GROUP {name} {} {counts:?}", offload.as_deref().unwrap_or("auto"));
+    println!("GROUP {name} {} {counts:?}", place(&stage.gateway));
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     stage.origin.reply(None);
     let late = stage.origin.take().complete;
@@ -312,6 +312,22 @@ fn group(name: &str) {
         (stage.gateway.descriptors() <= before).then_some(())
     });
     logged_is_sent(&stage);
+}
+
+/// The kernel, and the path that the data of TLS connections takes: who runs the record layer, and whether bulk data may
+/// be spliced.
+fn place(gateway: &Gateway) -> String {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let log = gateway.access_log();
+    let uses = |layer| log.iter().any(|line| line["tls"] == layer);
+    let copies = std::env::var(SPLICE_VARIABLE).is_ok_and(|value| value == "never");
+    let path = match (uses("kernel"), uses("user")) {
+        (true, false) if copies => "kernel/copy",
+        (true, false) => "kernel/splice",
+        (false, _) => "user/copy",
+        (true, true) => "mixed",
+    };
+    format!("{} {path}", release.trim())
 }
 
 fn failures_of(stage: &Stage, row: &Row) -> Vec<String> {

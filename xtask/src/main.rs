@@ -4,6 +4,7 @@ mod attacks;
 mod bench;
 mod check;
 mod ebpf;
+mod fuzz;
 mod run;
 mod tools;
 mod vm;
@@ -43,8 +44,14 @@ enum Command {
     Ebpf(ebpf::Options),
     /// Run the attack table, and print what came of each group.
     ///
-    /// The rows are in `tests/attacks/`: what hostile clients and upstreams send, and what must come of it.
-    Attacks,
+    /// The rows are in `tests/attacks/`: what hostile clients and upstreams send, and what must come of it. Here, where
+    /// TLS is in user space on most machines, or with `--kernel` in guests, with TLS in the kernel too.
+    Attacks(attacks::Options),
+    /// Try the parsers and the relay with bytes that nobody thought of, guided by the code they reach.
+    ///
+    /// Works with stable Rust and a C++ compiler. Without a target all of them run in turn. Inputs are kept under
+    /// `target/fuzz`, those that break a property under `target/fuzz/crashes`; exit status 1 when there are any.
+    Fuzz(fuzz::Options),
     /// Run the gateway and its end-to-end tests on other kernels, under software emulation.
     ///
     /// Debian's kernels 5.10, 6.1, 6.12 and the newest are fetched as packages into `target/vm`, without touching the
@@ -63,7 +70,8 @@ fn main() -> ExitCode {
         Command::Test(options) => check::run(&options),
         Command::Ebpf(options) => ebpf::command(&options),
         Command::Bench(options) => bench::run(&options),
-        Command::Attacks => attacks::run(),
+        Command::Attacks(options) => attacks::command(&options),
+        Command::Fuzz(options) => fuzz::command(&options),
         Command::Vm(options) => vm::command(&options),
     };
     match result {

@@ -154,6 +154,7 @@ async fn requests<N: Network>(
             source: peer.source,
             door,
             config: &generation.shared.config,
+            pseudonym: generation.shared.pseudonym,
             is_draining: &core.is_draining,
             server_name: server_name.as_deref(),
         };

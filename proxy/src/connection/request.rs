@@ -10,6 +10,7 @@ use crate::message::framing::Framing;
 use crate::message::reply::{self, Refusal};
 use crate::message::request::{RequestError, RequestHead};
 use crate::message::rewrite::{self, Identity, Mapping};
+use crate::message::via::{self, Pseudonym};
 use crate::message::{HeadLimits, Parsed, Version, fields, redact};
 use crate::telemetry::Record;
 
@@ -21,6 +22,7 @@ pub(super) struct Facts<'a> {
     pub source: ClientAddr,
     pub door: Door,
     pub config: &'a Config,
+    pub pseudonym: Pseudonym,
     pub is_draining: &'a Cell<bool>,
     /// What the client asked for in its handshake, where there is a choice of certificates.
     pub server_name: Option<&'a str>,
@@ -112,6 +114,9 @@ fn decide(head: &RequestHead<'_, '_>, facts: &Facts<'_>, record: &mut Record) ->
     if let Service::RedirectToHttps { port } = facts.door.service {
         return redirect(head, port, facts.is_draining.get()).unwrap_or_else(refuse);
     }
+    if via::names(head.fields, facts.pseudonym) {
+        return refuse(Refusal::Loop);
+    }
     let host = head.host().to_ascii_lowercase();
     if let Some(name) = facts.server_name
         && !facts.config.is_same_site(name, &host)
@@ -145,6 +150,7 @@ fn decide(head: &RequestHead<'_, '_>, facts: &Facts<'_>, record: &mut Record) ->
         peer_is_trusted: facts.config.trusted_proxies.contains(facts.client.ip()),
         https: facts.door.service == Service::Https,
         port: facts.door.port,
+        pseudonym: facts.pseudonym,
     };
     let mut upstream_head = Vec::with_capacity(1024);
     let mapping = Mapping { public: &route.path, upstream: &route.upstream_path };

@@ -21,6 +21,8 @@ pub mod response;
 pub mod rewrite;
 /// Request targets as Tomcat sees them.
 pub mod target;
+/// Which gateways a request has come through.
+pub mod via;
 
 /// Bounds of a head; from `config::Limits`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -32,6 +32,9 @@ pub enum Refusal {
     /// No route for this host and path.
     #[error("no route")]
     NoRoute,
+    /// An upstream is this gateway, or leads back to it.
+    #[error("the request has come through this gateway before: an upstream leads back to it")]
+    Loop,
     /// The connection was made for another site.
     #[error("the Host field names another site than the handshake did")]
     Misdirected,
@@ -76,6 +79,7 @@ impl Refusal {
             | Self::AccessDenied
             | Self::OriginDenied
             | Self::PlainHttp => Fault::Downstream,
+            Self::Loop => Fault::Local,
             Self::Unreachable
             | Self::UpstreamClosed
             | Self::Response(_)
@@ -93,6 +97,7 @@ impl Refusal {
             Self::HeadTimeout | Self::BodyTimeout => (408, "Request Timeout"),
             Self::BodyTooLarge(_) => (413, "Content Too Large"),
             Self::NoRoute => (404, "Not Found"),
+            Self::Loop => (508, "Loop Detected"),
             Self::Misdirected => (421, "Misdirected Request"),
             Self::AccessDenied | Self::OriginDenied => (403, "Forbidden"),
             Self::Unreachable | Self::UpstreamClosed | Self::Response(_) | Self::TooManyInterim => {
@@ -113,6 +118,7 @@ impl Refusal {
             | Self::BodyTooLarge(_)
             | Self::PlainHttp => true,
             Self::NoRoute
+            | Self::Loop
             | Self::Misdirected
             | Self::AccessDenied
             | Self::OriginDenied

@@ -34,7 +34,7 @@ pub struct ResponseHead<'s, 'b> {
     pub reason: &'b str,
     /// Length of the body.
     pub framing: Framing,
-    /// Content-Length where it describes a body that is not sent (HEAD, 304).
+    /// Content-Length where no body is sent: 0, or that of the body that is not (HEAD, 304).
     pub described_length: Option<u64>,
     /// The upstream will go on with this connection.
     pub keep_alive: bool,
@@ -89,7 +89,8 @@ impl<'s, 'b> ResponseHead<'s, 'b> {
             status,
             reason: response.reason.unwrap_or(""),
             framing,
-            described_length: described.filter(|_| to_head || status == 304),
+            described_length: described
+                .filter(|_| framing == Framing::None && status >= 200 && status != 204),
             keep_alive: connection.keep_alive && framing != Framing::UntilClose,
             fields,
         };

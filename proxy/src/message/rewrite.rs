@@ -11,6 +11,7 @@ use super::framing::Framing;
 use super::request::RequestHead;
 use super::response::ResponseHead;
 use super::target::{is_under, write_mapped};
+use super::via::Pseudonym;
 use crate::config::HeaderEdits;
 
 /// How the public path and the path at the application belong together.
@@ -33,6 +34,8 @@ pub struct Identity {
     pub https: bool,
     /// Port of the listener.
     pub port: u16,
+    /// What we call ourselves towards the application.
+    pub pseudonym: Pseudonym,
 }
 
 impl Identity {
@@ -104,6 +107,11 @@ fn write_identity(request: &RequestHead<'_, '_>, identity: Identity, out: &mut V
         write_field(out, "X-Forwarded-Host", request.authority.as_bytes());
     }
     append(out, format_args!("X-Forwarded-Port: {}\r\n", identity.port));
+    let received = match request.version {
+        Version::Http10 => "1.0",
+        Version::Http11 => "1.1",
+    };
+    append(out, format_args!("Via: {received} {}\r\n", identity.pseudonym));
 }
 
 /// The addresses that a trusted proxy reports, nearest last. The list is read from its right end, where it is most
@@ -218,12 +226,12 @@ pub(super) fn write_connection(version: Version, close: bool, out: &mut Vec<u8>)
     }
 }
 
-/// `method` is None for a response. A response without body says so; a request only where its method expects one.
+/// `method` is None for a response. A request without body says so where its method expects one.
 fn write_framing(framing: Framing, method: Option<&str>, out: &mut Vec<u8>) {
     match framing {
         Framing::Length(length) => append(out, format_args!("Content-Length: {length}\r\n")),
         Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
-        Framing::None if matches!(method, None | Some("POST" | "PUT" | "PATCH")) => {
+        Framing::None if matches!(method, Some("POST" | "PUT" | "PATCH")) => {
             out.extend_from_slice(b"Content-Length: 0\r\n");
         }
         Framing::None | Framing::UntilClose => {}
@@ -348,6 +356,7 @@ mod tests {
             peer_is_trusted: trusted,
             https: true,
             port: 443,
+            pseudonym: Pseudonym(7),
         }
     }
 
@@ -364,7 +373,7 @@ mod tests {
     }
 
     const OURS: &str = "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\n\
-                        X-Forwarded-Host: h\r\nX-Forwarded-Port: 443\r\n";
+                        X-Forwarded-Host: h\r\nX-Forwarded-Port: 443\r\nVia: 1.1 tlsplice-0000000000000007\r\n";
 
     #[test]
     fn identity_is_stripped_and_set_whatever_the_client_says() {
@@ -424,8 +433,18 @@ mod tests {
     }
 
     fn response(bytes: &str, mapping: Mapping<'_>, framing: Framing, close: bool) -> String {
+        response_to(false, bytes, mapping, framing, close)
+    }
+
+    fn response_to(
+        to_head: bool,
+        bytes: &str,
+        mapping: Mapping<'_>,
+        framing: Framing,
+        close: bool,
+    ) -> String {
         let mut slots = fields::slots();
-        let parsed = ResponseHead::parse(bytes.as_bytes(), &mut slots, LIMITS, false, None);
+        let parsed = ResponseHead::parse(bytes.as_bytes(), &mut slots, LIMITS, to_head, None);
         let Ok(Parsed::Complete(head, _)) = parsed else { panic!("not understood: {bytes}") };
         let context = ResponseContext {
             version: Version::Http11,
@@ -440,6 +459,25 @@ mod tests {
         let mut out = Vec::new();
         write_response(&head, &context, &mut out);
         String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_length_is_told_where_the_upstream_told_it_and_allowed_by_the_status() {
+        let told = |to_head, status, field: &str| {
+            let bytes = format!("HTTP/1.1 {status} x\r\n{field}\r\n");
+            let sent = response_to(to_head, &bytes, SAME, Framing::None, false);
+            sent.lines().find_map(|line| line.strip_prefix("Content-Length: ")).map(str::to_owned)
+        };
+        assert_eq!(told(true, 200, "Content-Length: 7\r\n").as_deref(), Some("7"));
+        // Nothing is known of the body that GET would have had.
+        assert_eq!(told(true, 200, ""), None);
+        assert_eq!(told(true, 200, "Transfer-Encoding: chunked\r\n"), None);
+        assert_eq!(told(false, 200, "Content-Length: 0\r\n").as_deref(), Some("0"));
+        assert_eq!(told(false, 304, "Content-Length: 7\r\n").as_deref(), Some("7"));
+        // RFC 9110 §8.6: never in these.
+        for (to_head, status) in [(false, 204), (true, 204), (true, 103)] {
+            assert_eq!(told(to_head, status, "Content-Length: 7\r\n"), None, "{status}");
+        }
     }
 
     #[test]

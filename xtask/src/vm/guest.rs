@@ -24,6 +24,8 @@ pub(super) struct Verdict {
     failed: u64,
     /// What the modes cost: the run, the name of a figure, and the figure.
     pub(super) costs: Vec<(String, String, f64)>,
+    /// What tests said of the attack table, for [`crate::attacks`].
+    pub(super) rows: Vec<String>,
     /// Why it is no success.
     pub(super) problems: Vec<String>,
 }
@@ -60,7 +62,7 @@ pub(super) fn boot(
             match plan.extent {
                 // Time is counted in instructions: one for each nanosecond.
                 Extent::Cost => "-accel tcg,thread=single -smp 1 -icount shift=0,sleep=off",
-                Extent::Full | Extent::Short => "-accel tcg,thread=multi -smp 2",
+                Extent::Full | Extent::Short | Extent::Attacks => "-accel tcg,thread=multi -smp 2",
             }
             .split(' '),
         )
@@ -88,7 +90,8 @@ pub(super) fn boot(
 
 fn judge(console: &str, kernel: &Kernel, plan: Plan<'_>) -> Verdict {
     let expected = kernel.tls;
-    let mut verdict = Verdict { passed: 0, failed: 0, costs: Vec::new(), problems: Vec::new() };
+    let mut verdict =
+        Verdict { passed: 0, failed: 0, costs: Vec::new(), rows: Vec::new(), problems: Vec::new() };
     let (mut planned, mut seen) = (BTreeSet::new(), BTreeSet::new());
     let mut connections = BTreeMap::new();
     let mut capabilities = Vec::new();
@@ -111,6 +114,8 @@ fn judge(console: &str, kernel: &Kernel, plan: Plan<'_>) -> Verdict {
                 Ok(figure) => verdict.costs.push((run, name, figure)),
                 Err(_) => verdict.problems.push(format!("no figure: {text}")),
             }
+        } else if line.starts_with("GROUP ") || line.starts_with("REASON ") {
+            verdict.rows.push(line.to_owned());
         } else if let Some(text) = line.strip_prefix("RESULT ") {
             let (status, rest) = text.split_once(' ').unwrap_or((text, ""));
             let (test, time) = rest.rsplit_once(' ').unwrap_or((rest, ""));

@@ -37,7 +37,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "KERNEL", default_value = "all", value_parser = ["5.10", "6.1", "6.12", "newest", "all"])]
     kernel: String,
 
-    /// Only tests whose name contains this.
+    /// Only tests whose name, or whose suite's, contains this.
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
 
@@ -61,17 +61,23 @@ pub(crate) fn command(options: &Options) -> Result<ExitCode> {
         "all" if extent == Extent::Cost => "6.12",
         kernel => kernel,
     };
-    let is_good = run(kernel, extent, options.filter.as_deref())?;
+    let (is_good, _) = run(kernel, extent, options.filter.as_deref())?;
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What the test command runs: what is about kernels in the mode that is preferred, and payload in the others.
 pub(crate) fn short() -> Result<bool> {
-    run("all", Extent::Short, None)
+    run("all", Extent::Short, None).map(|(is_good, _)| is_good)
 }
 
-/// Runs tests on the kernel named so, or on all; true when everything passed.
-fn run(name: &str, extent: Extent, filter: Option<&str>) -> Result<bool> {
+/// Runs the attack table on the kernel named so, or on all, in every mode; whether everything passed, and the lines that
+/// say what came of the rows.
+pub(crate) fn attacks(kernel: &str) -> Result<(bool, Vec<String>)> {
+    run(kernel, Extent::Attacks, None)
+}
+
+/// Runs tests on the kernel named so, or on all; true when everything passed, and what was said of the attack table.
+fn run(name: &str, extent: Extent, filter: Option<&str>) -> Result<(bool, Vec<String>)> {
     tools::ensure_packages(TOOLS)?;
     let directory = tools::target().join("vm");
     let archive = packages::Archive::open(&directory)?;
@@ -103,12 +109,12 @@ fn run(name: &str, extent: Extent, filter: Option<&str>) -> Result<bool> {
             verdict.problems.iter().map(|line| format!("\n      {line}")).collect();
         eprintln!("    Linux {:<7} {verdict} ({:.0?}){problems}", kernel.name, start.elapsed());
         print_costs(&verdict.costs);
-        Ok(verdict.is_good())
+        Ok((verdict.is_good(), verdict.rows))
     };
-    let mut is_good = true;
+    let (mut is_good, mut rows) = (true, Vec::new());
     // A guest waits as much as it works: two at a time use a machine better than one, and more would time out.
     for pair in guests.chunks(2) {
-        let results: Vec<Result<bool>> = thread::scope(|scope| {
+        let results: Vec<Result<(bool, Vec<String>)>> = thread::scope(|scope| {
             let threads: Vec<_> = pair
                 .iter()
                 .map(|(kernel, unpacked)| scope.spawn(|| run(kernel, unpacked)))
@@ -117,10 +123,12 @@ fn run(name: &str, extent: Extent, filter: Option<&str>) -> Result<bool> {
             threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| lost())).collect()
         });
         for result in results {
-            is_good &= result?;
+            let (is_guest_good, said) = result?;
+            is_good &= is_guest_good;
+            rows.extend(said);
         }
     }
-    Ok(is_good)
+    Ok((is_good, rows))
 }
 
 /// A Tomcat on the loopback of the host, with what a test in each guest fetches from it.

@@ -30,6 +30,9 @@ pub(super) const SUITES: [&str; 18] = [
 /// The one whose tests change settings of the whole kernel, which others would feel.
 const ALONE: &str = "guest";
 
+/// What hostile peers do, in the short form of these tests.
+const ATTACKS: [&str; 3] = ["attacks", "preambles", "amounts"];
+
 /// Changes the kernel until it is restarted, so that nothing can come after it.
 const LAST: [&str; 1] = ["netcls"];
 
@@ -38,7 +41,7 @@ const COST: [&str; 1] = ["cost"];
 
 /// Everything that is put into guests.
 pub(super) fn programs() -> impl Iterator<Item = &'static str> {
-    SUITES.into_iter().chain(LAST).chain(COST)
+    SUITES.into_iter().chain(ATTACKS).chain(LAST).chain(COST)
 }
 
 /// Those that the short form runs in the preferred mode: how payload moves, and what is measured and told of it.
@@ -110,6 +113,8 @@ pub(crate) enum Extent {
     Full,
     /// What is about kernels in the preferred mode, and payload in the others, without the longest tests.
     Short,
+    /// What hostile peers do, in every mode.
+    Attacks,
     /// No tests: what each mode costs, counted in instructions.
     Cost,
 }
@@ -118,7 +123,7 @@ pub(crate) enum Extent {
 #[derive(Clone, Copy)]
 pub(crate) struct Plan<'a> {
     pub(crate) extent: Extent,
-    /// Part of the names of tests.
+    /// Part of the names of tests or of suites.
     pub(crate) filter: Option<&'a str>,
     /// Where a Tomcat listens on the loopback of the host.
     pub(crate) tomcat_port: u16,
@@ -156,11 +161,13 @@ impl Plan<'_> {
         let modes = if kernel.tls == Tls::None { &Mode::ALL[..1] } else { &Mode::ALL };
         let all = |suites| modes.iter().map(|&mode| run(mode, MTU, suites)).collect::<Vec<Run>>();
         match self.extent {
-            Extent::Cost => all(&COST[..]).collect(),
+            Extent::Attacks => all(&ATTACKS[..]),
+            Extent::Cost => all(&COST[..]),
             Extent::Full => {
                 let mut runs = all(&SUITES[..]);
                 let ethernet = |&mode| run(mode, MTU_OF_ETHERNET, &SUITES[..1]);
                 runs.extend(modes.iter().map(ethernet));
+                runs.extend(all(&ATTACKS[..]));
                 runs.push(run(modes[0], MTU, &LAST[..]));
                 runs
             }
@@ -193,6 +200,7 @@ pub(super) fn one_test() -> String {
          if [ $status = 0 ] && ! grep -q '^test result: ok. 1 passed' $log; then status=unseen; fi\n\
          echo \"RESULT $status $1 $2 $3 $((ended - begun))s\"\n\
          sed -n \"s|^COST |COST $1 |p\" $log\n\
+         sed -n -e 's|^.*GROUP |GROUP |p' -e 's|^.*REASON |REASON |p' $log\n\
          if [ $status != 0 ]; then head -n 100 $log | sed 's/^/  | /'; fi\n\
          rm $log\n"
     )
@@ -206,7 +214,7 @@ pub(super) fn script(modules: &[&str], runs: &[Run], plan: Plan<'_>) -> String {
     let mut script = format!(
         "#!/bin/busybox sh\n\
          /bin/busybox --install -s /bin\n\
-         export PATH=/bin:/usr/bin HOME=/root RUST_BACKTRACE=0 TLSPLICE_TEST_BINARY={GATEWAY} TLSPLICE_TEST_GUEST=1\n\
+         export PATH=/bin:/usr/bin HOME=/root RUST_BACKTRACE=0 TLSPLICE_TEST_BINARY={GATEWAY} TLSPLICE_TEST_GUEST=1 TLSPLICE_TEST_SHORT=1\n\
          export TLSPLICE_TEST_TOMCAT=10.0.2.2:{tomcat}\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp\n\
          mkdir -p /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup || echo \"PROBLEM cgroup2\"\n\
@@ -218,7 +226,8 @@ pub(super) fn script(modules: &[&str], runs: &[Run], plan: Plan<'_>) -> String {
          run() {{\n\
          name=$1; ip link set lo mtu $2 || echo \"PROBLEM mtu $2\"; shift 2; rm -f /tmp/planned\n\
          for suite in $*; do\n\
-         /t/debug/deps/$suite --list --format terse $skipped {filter} >/tmp/list || echo \"PROBLEM $suite lists no tests\"\n\
+         wanted='{filter}'; case $suite in *\"$wanted\"*) wanted=;; esac\n\
+         /t/debug/deps/$suite --list --format terse $skipped $wanted >/tmp/list || echo \"PROBLEM $suite lists no tests\"\n\
          sed -n \"s|^\\(.*\\): test\\$|$name $suite \\1|p\" /tmp/list >>/tmp/planned; done\n\
          sed 's/^/PLANNED /' /tmp/planned\n\
          sed -n 1p /tmp/planned | xargs -r -n 3 sh /{ONE_TEST_PLACE}\n\

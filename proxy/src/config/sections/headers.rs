@@ -30,6 +30,7 @@ const OURS: &[&str] = &[
     "trailer",
     "transfer-encoding",
     "upgrade",
+    "via",
     "x-client-certificate",
     "x-client-verified",
     "x-real-ip",
