@@ -1,10 +1,11 @@
+use std::collections::BTreeSet;
 use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{
     Timeout, set_socket_recv_buffer_size, set_socket_recv_buffer_size_force, set_socket_timeout,
@@ -32,11 +33,13 @@ const FRAME_BYTES_MAX: usize = 128 * 1024;
 /// Memory for frames that nobody has looked at yet, in bytes.
 const BACKLOG_BYTES: usize = 64 << 20;
 
-/// After so long without a frame everything has been seen.
+/// After so long without a segment of interest everything has been seen.
 const QUIET: Duration = Duration::from_millis(200);
 
-/// Watches all TCP segments over IPv4 of this machine, as the wire would carry them.
+/// Watches TCP segments over IPv4 of some ports of this machine, as the wire would carry them. Others are let go at once:
+/// whatever else is busy on this machine costs no memory.
 pub struct Capture {
+    ports: Arc<Mutex<BTreeSet<u16>>>,
     is_stopped: Arc<AtomicBool>,
     thread: JoinHandle<io::Result<Vec<Segment>>>,
 }
@@ -51,16 +54,22 @@ pub struct Segment {
 }
 
 impl Capture {
-    /// Starts to watch.
+    /// Starts to watch; no port yet.
     ///
     /// # Errors
     /// `PermissionDenied` for others than root.
     pub fn start() -> io::Result<Self> {
         let socket = watcher()?;
+        let ports = Arc::default();
         let is_stopped = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&is_stopped);
-        let thread = thread::spawn(move || watch(&socket, &stopped));
-        Ok(Self { is_stopped, thread })
+        let (watched, stopped) = (Arc::clone(&ports), Arc::clone(&is_stopped));
+        let thread = thread::spawn(move || watch(&socket, &watched, &stopped));
+        Ok(Self { ports, is_stopped, thread })
+    }
+
+    /// From here on segments from and to this port are kept.
+    pub fn add(&self, port: u16) {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner).insert(port);
     }
 
     /// Everything seen, once nothing more comes.
@@ -140,19 +149,34 @@ fn watcher() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn watch(socket: &OwnedFd, is_stopped: &AtomicBool) -> io::Result<Vec<Segment>> {
+fn watch(
+    socket: &OwnedFd,
+    ports: &Mutex<BTreeSet<u16>>,
+    is_stopped: &AtomicBool,
+) -> io::Result<Vec<Segment>> {
     let mut segments = Vec::new();
     let mut frame = vec![0; FRAME_BYTES_MAX];
-    loop {
+    // The last segment of interest, or the moment it was last known that more may come.
+    let mut last = Instant::now();
+    while last.elapsed() < QUIET {
+        if !is_stopped.load(Ordering::Relaxed) {
+            last = Instant::now();
+        }
         match recv(socket, &mut frame[..], RecvFlags::empty()) {
-            Ok((count, _)) => segments.extend(segment(&frame[..count])),
-            Err(rustix::io::Errno::AGAIN) if is_stopped.load(Ordering::Relaxed) => {
-                return Ok(segments);
+            Ok((count, _)) => {
+                let watched = ports.lock().unwrap_or_else(PoisonError::into_inner);
+                let is_watched =
+                    |segment: &Segment| segment.ports.iter().any(|port| watched.contains(port));
+                if let Some(segment) = segment(&frame[..count]).filter(is_watched) {
+                    segments.push(segment);
+                    last = Instant::now();
+                }
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
+    Ok(segments)
 }
 
 /// What a frame carries, if that is something above TCP and IPv4.

@@ -79,6 +79,8 @@ fn nothing_can_be_read_on_the_side_of_tls() {
     let Some(capture) = watch() else { return };
     let origin = mirror();
     let gateway = Gateway::start(&Config::to(origin.address()));
+    capture.add(origin.address().port());
+    capture.add(gateway.https.port());
     let ciphers = every_cipher();
     for (name, config) in &ciphers {
         // Twice: the second handshake resumes the first session.
@@ -98,6 +100,7 @@ fn nothing_can_be_read_when_a_call_for_the_handover_fails() {
     let Some(capture) = watch() else { return };
     let directory = tempfile::tempdir().expect("a directory");
     let origin = mirror();
+    capture.add(origin.address().port());
     let mut injected = String::new();
     let mut gateways = Vec::new();
     for (index, (name, config)) in every_cipher().into_iter().enumerate() {
@@ -107,6 +110,7 @@ fn nothing_can_be_read_when_a_call_for_the_handover_fails() {
         }
         for when in 1..=CALLS {
             let gateway = Gateway::start(&Config::to(origin.address()).with_workers(1));
+            capture.add(gateway.https.port());
             let log = directory.path().join(format!("{index}-{when}"));
             let thread = gateway.thread("worker-0");
             let when = when.to_string();
