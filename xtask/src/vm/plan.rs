@@ -27,6 +27,11 @@ pub(super) const SUITES: [&str; 18] = [
     "refusals",
 ];
 
+/// Those to which it makes a difference who runs the record layer and how payload is moved; the others run in the preferred
+/// mode only.
+const SUITES_OF_MODES: [&str; 9] =
+    ["matrix", "records", "splice", "tls", "wire", "guest", "foreign", "websocket", "http"];
+
 /// The one whose tests change settings of the whole kernel, which others would feel.
 const ALONE: &str = "guest";
 
@@ -109,7 +114,7 @@ impl Mode {
 /// How much is run in each guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extent {
-    /// Every suite in every mode.
+    /// Every suite, and those that a mode makes a difference to in each of them.
     Full,
     /// What is about kernels in the preferred mode, and payload in the others, without the longest tests.
     Short,
@@ -159,23 +164,25 @@ impl Plan<'_> {
             skipped: skipped.join(" "),
         };
         let modes = if kernel.tls == Tls::None { &Mode::ALL[..1] } else { &Mode::ALL };
-        let all = |suites| modes.iter().map(|&mode| run(mode, MTU, suites)).collect::<Vec<Run>>();
+        // The first suites in the preferred mode, the others in each other mode.
+        let in_modes = |first, others| {
+            let suites = std::iter::once(first).chain(std::iter::repeat(others));
+            modes.iter().zip(suites).map(|(&mode, suites)| run(mode, MTU, suites))
+        };
+        let last = std::iter::once(run(modes[0], MTU, &LAST[..]));
         match self.extent {
-            Extent::Attacks => all(&ATTACKS[..]),
-            Extent::Cost => all(&COST[..]),
+            Extent::Attacks => in_modes(&ATTACKS[..], &ATTACKS[..]).collect(),
+            Extent::Cost => in_modes(&COST[..], &COST[..]).collect(),
             Extent::Full => {
-                let mut runs = all(&SUITES[..]);
                 let ethernet = |&mode| run(mode, MTU_OF_ETHERNET, &SUITES[..1]);
-                runs.extend(modes.iter().map(ethernet));
-                runs.extend(all(&ATTACKS[..]));
-                runs.push(run(modes[0], MTU, &LAST[..]));
-                runs
+                in_modes(&SUITES[..], &SUITES_OF_MODES[..])
+                    .chain(modes.iter().map(ethernet))
+                    .chain(in_modes(&ATTACKS[..], &ATTACKS[..]))
+                    .chain(last)
+                    .collect()
             }
             Extent::Short => {
-                let mut runs = vec![run(modes[0], MTU, &SUITES_OF_KERNELS[..])];
-                runs.extend(modes[1..].iter().map(|&mode| run(mode, MTU, &SUITES_OF_PAYLOAD[..])));
-                runs.push(run(modes[0], MTU, &LAST[..]));
-                runs
+                in_modes(&SUITES_OF_KERNELS[..], &SUITES_OF_PAYLOAD[..]).chain(last).collect()
             }
         }
     }
@@ -269,8 +276,10 @@ mod tests {
                     short.iter().any(|run| run.mode == mode && run.suites.contains(&"matrix")),
                     "{mode:?}"
                 );
-                let mut of_mode = full.iter().filter(|run| run.mode == mode);
-                assert!(of_mode.any(|run| run.suites == SUITES), "{mode:?}");
+                for suite in SUITES_OF_MODES {
+                    let mut of_mode = full.iter().filter(|run| run.mode == mode);
+                    assert!(of_mode.any(|run| run.suites.contains(&suite)), "{mode:?}: {suite}");
+                }
             }
         }
     }
