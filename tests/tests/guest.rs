@@ -16,9 +16,9 @@ const TOMCAT_VARIABLE: &str = "TLSPLICE_TEST_TOMCAT";
 /// How much TCP takes from a sender before it has sent the rest, in bytes.
 const LOWAT: &str = "/proc/sys/net/ipv4/tcp_notsent_lowat";
 
-const BODY_BYTES: usize = 24_000_000;
+const BODY_BYTES: usize = 8_000_000;
 
-/// A stall of this length is one that a timer ended.
+/// A wait of this length is one that a timer ended: TCP probes a closed window after 200 ms at the earliest.
 const STEP: Duration = Duration::from_millis(190);
 
 /// A setting of the kernel, put back when dropped.
@@ -41,27 +41,26 @@ impl Drop for Setting {
     }
 }
 
-/// How long a download took, and the longest time without a byte in it.
-fn download(gateway: &Gateway) -> (Duration, Duration) {
+/// Downloads once; returns how long that took, and in how many steps nothing came for as long as [`STEP`].
+fn download(gateway: &Gateway) -> (Duration, usize) {
     let mut client = Client::tls(gateway.https);
     client.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(client.head().status, 200);
-    let (begun, mut received, mut longest) =
-        (Instant::now(), client.drop_received(), Duration::ZERO);
+    let (begun, mut received, mut steps) = (Instant::now(), client.drop_received(), 0);
     while received < BODY_BYTES {
         let waiting = Instant::now();
         assert!(client.receive().expect("more comes"), "ended after {received} bytes");
-        longest = longest.max(waiting.elapsed());
+        steps += usize::from(waiting.elapsed() >= STEP);
         received += client.drop_received();
     }
     assert_eq!(received, BODY_BYTES);
-    (begun.elapsed(), longest)
+    (begun.elapsed(), steps)
 }
 
 #[test]
 #[ignore = "changes a setting of the whole kernel: cargo xtask vm runs it"]
 fn little_unsent_data_allowed_makes_no_download_stall() {
-    const ROUNDS: usize = 4;
+    const ROUNDS: usize = 6;
     let body = pattern::bytes(BODY_BYTES);
     let origin = Origin::start(move |connection| {
         connection.request()?;
@@ -70,14 +69,25 @@ fn little_unsent_data_allowed_makes_no_download_stall() {
     });
     let gateway = Gateway::start(&Config::to(origin.address()));
     download(&gateway);
-    let usual = (0..ROUNDS).map(|_| download(&gateway).0).min().expect("some rounds");
-    let setting = Setting::set(LOWAT, "16384");
-    // Other guests share the processors: one round that they leave alone is enough, while a stall is in every one.
-    let rounds: Vec<_> = (0..ROUNDS).map(|_| download(&gateway)).collect();
-    drop(setting);
-    let is_good = |&(time, longest): &(Duration, Duration)| time <= 2 * usual && longest < STEP;
-    println!("usually {usual:?}; time and longest stall then: {rounds:?}");
-    assert!(rounds.iter().any(is_good), "usually {usual:?}, then {rounds:?}");
+    // In turns, so that what else goes on on the machine disturbs both alike.
+    let rounds: Vec<_> = (0..ROUNDS)
+        .map(|_| {
+            let usual = download(&gateway);
+            let setting = Setting::set(LOWAT, "16384");
+            let lowered = download(&gateway);
+            drop(setting);
+            (usual, lowered)
+        })
+        .collect();
+    println!("time, and steps of {STEP:?}, usually and then: {rounds:?}");
+    let fastest = |times: &mut dyn Iterator<Item = Duration>| times.min().expect("some rounds");
+    let usual = fastest(&mut rounds.iter().map(|(usual, _)| usual.0));
+    let lowered = fastest(&mut rounds.iter().map(|(_, lowered)| lowered.0));
+    assert!(lowered <= 2 * usual, "{lowered:?} instead of {usual:?}: {rounds:?}");
+    // A download that waits for timers does so every few records: hundreds of times.
+    let usual: usize = rounds.iter().map(|(usual, _)| usual.1).sum();
+    let lowered: usize = rounds.iter().map(|(_, lowered)| lowered.1).sum();
+    assert!(lowered <= 2 * usual + ROUNDS, "{lowered} steps instead of {usual}: {rounds:?}");
 }
 
 #[test]

@@ -229,6 +229,13 @@ impl Splicer for Socket {
         sys::set_nonblocking(self.as_fd(), true)?;
         let result = sys::splice(pipe.read.as_fd(), self.as_fd(), count);
         sys::set_nonblocking(self.as_fd(), false)?;
+        if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            // Kernel TLS of Linux 6.1 queues a record without sending it when more is to come from the pipe. If the socket
+            // takes nothing more then, because little unsent data is allowed (`tcp_notsent_lowat`), nobody ever sends it, and
+            // the socket never becomes writable. Setting this option once more sends what is queued. A Unix socket has no
+            // such option, and no such need.
+            let _ = SockRef::from(self).set_tcp_nodelay(true);
+        }
         result
     }
 }
