@@ -38,9 +38,9 @@ pub(crate) struct Options {
     #[arg(long, value_name = "KERNEL", default_value = "all", value_parser = ["5.10", "6.1", "6.12", "newest", "all"])]
     kernel: String,
 
-    /// Only tests whose name, or whose suite's, contains this.
-    #[arg(long, value_name = "NAME")]
-    filter: Option<String>,
+    /// Only tests whose name, or whose suite's, contains one of these.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    filter: Vec<String>,
 
     /// What `cargo xtask test` runs: what is about kernels in the mode that is preferred, and payload in the others.
     #[arg(long, conflicts_with_all = ["filter", "cost"])]
@@ -62,7 +62,9 @@ pub(crate) fn command(options: &Options) -> Result<ExitCode> {
         "all" if extent == Extent::Cost => "6.12",
         kernel => kernel,
     };
-    let (is_good, _) = run(kernel, extent, options.filter.as_deref())?;
+    let names = options.filter.join(" ");
+    let filter = Some(names.as_str()).filter(|names| !names.is_empty());
+    let (is_good, _) = run(kernel, extent, filter)?;
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -5,32 +5,14 @@ use super::kernel::{Kernel, Tls};
 /// Where the gateway lies.
 pub(super) const GATEWAY: &str = "/t/debug/tlsplice";
 
-/// Test programs that run on a kernel alone, without Tomcat and browser.
-pub(super) const SUITES: [&str; 18] = [
-    "matrix",
-    "records",
-    "splice",
-    "tls",
-    "wire",
-    "guest",
-    "foreign",
-    "ebpf",
-    "degraded",
-    "admin",
-    "metrics",
-    "doctor",
-    "top",
-    "websocket",
-    "http",
-    "identity",
-    "operations",
-    "refusals",
-];
-
-/// Those to which it makes a difference who runs the record layer and how payload is moved; the others run in the preferred
-/// mode only.
+/// Test programs that run on a kernel alone, without Tomcat and browser, and to which it makes a difference who runs the
+/// record layer and how payload is moved.
 const SUITES_OF_MODES: [&str; 9] =
     ["matrix", "records", "splice", "tls", "wire", "guest", "foreign", "websocket", "http"];
+
+/// Those to which it makes none: one mode is enough.
+const SUITES_OF_ONE_MODE: [&str; 9] =
+    ["ebpf", "degraded", "admin", "metrics", "doctor", "top", "identity", "operations", "refusals"];
 
 /// The one whose tests change settings of the whole kernel, which others would feel.
 const ALONE: &str = "guest";
@@ -46,7 +28,7 @@ const COST: [&str; 1] = ["cost"];
 
 /// Everything that is put into guests.
 pub(super) fn programs() -> impl Iterator<Item = &'static str> {
-    SUITES.into_iter().chain(ATTACKS).chain(LAST).chain(COST)
+    SUITES_OF_MODES.into_iter().chain(SUITES_OF_ONE_MODE).chain(ATTACKS).chain(LAST).chain(COST)
 }
 
 /// Those that the short form runs in the preferred mode: how payload moves, and what is measured and told of it.
@@ -114,7 +96,7 @@ impl Mode {
 /// How much is run in each guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extent {
-    /// Every suite, and those that a mode makes a difference to in each of them.
+    /// Every suite; those to which the mode makes a difference in each of them.
     Full,
     /// What is about kernels in the preferred mode, and payload in the others, without the longest tests.
     Short,
@@ -128,7 +110,7 @@ pub(crate) enum Extent {
 #[derive(Clone, Copy)]
 pub(crate) struct Plan<'a> {
     pub(crate) extent: Extent,
-    /// Part of the names of tests or of suites.
+    /// Parts of the names of tests or of suites, with blanks between.
     pub(crate) filter: Option<&'a str>,
     /// Where a Tomcat listens on the loopback of the host.
     pub(crate) tomcat_port: u16,
@@ -173,10 +155,12 @@ impl Plan<'_> {
         match self.extent {
             Extent::Attacks => in_modes(&ATTACKS[..], &ATTACKS[..]).collect(),
             Extent::Cost => in_modes(&COST[..], &COST[..]).collect(),
+            // What depends on kernels and modes comes first.
             Extent::Full => {
-                let ethernet = |&mode| run(mode, MTU_OF_ETHERNET, &SUITES[..1]);
-                in_modes(&SUITES[..], &SUITES_OF_MODES[..])
+                let ethernet = |&mode| run(mode, MTU_OF_ETHERNET, &SUITES_OF_MODES[..1]);
+                in_modes(&SUITES_OF_MODES[..], &SUITES_OF_MODES[..])
                     .chain(modes.iter().map(ethernet))
+                    .chain(std::iter::once(run(modes[0], MTU, &SUITES_OF_ONE_MODE[..])))
                     .chain(in_modes(&ATTACKS[..], &ATTACKS[..]))
                     .chain(last)
                     .collect()
@@ -233,7 +217,7 @@ pub(super) fn script(modules: &[&str], runs: &[Run], plan: Plan<'_>) -> String {
          run() {{\n\
          name=$1; ip link set lo mtu $2 || echo \"PROBLEM mtu $2\"; shift 2; rm -f /tmp/planned\n\
          for suite in $*; do\n\
-         wanted='{filter}'; case $suite in *\"$wanted\"*) wanted=;; esac\n\
+         wanted='{filter}'; for part in $wanted; do case $suite in *\"$part\"*) wanted=;; esac; done\n\
          /t/debug/deps/$suite --list --format terse $skipped $wanted >/tmp/list || echo \"PROBLEM $suite lists no tests\"\n\
          sed -n \"s|^\\(.*\\): test\\$|$name $suite \\1|p\" /tmp/list >>/tmp/planned; done\n\
          sed 's/^/PLANNED /' /tmp/planned\n\
