@@ -202,8 +202,8 @@ impl Meter {
             let why = if count_of(maps, Stat::InsertErrors) > 0 {
                 "the map of connections is full; raise telemetry.connections"
             } else {
-                "the programs are not run for it any more, as before Linux 5.14 when a net_cls or net_prio group comes \
-                 into use; remove those groups (they are cgroup v1) and restart the machine"
+                "the programs did not see it, or something has deleted its record; find out what else manages BPF here, \
+                 and restart the gateway"
             };
             warn(&format!("the kernel has no record of the connection from {accepted}: {why}"));
         });
