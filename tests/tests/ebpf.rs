@@ -349,7 +349,7 @@ fn a_key_update_is_no_delay() {
 
 #[test]
 fn thousands_of_connections_leave_nothing_behind() {
-    let connections = if is_guest() { 500 } else { 10_000 };
+    let connections = if is_guest() { 2_000 } else { 10_000 };
     let origin = Origin::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
     let gateway = Gateway::start(&Config::to(origin.address()).with(&listener("127.0.0.1:0")));
     let kernel = Kernel::of_running(&gateway);
