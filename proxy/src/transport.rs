@@ -171,6 +171,9 @@ pub trait Transport: Clone + 'static {
     /// The number by which the kernel, and programs inside it, know this socket; None where it has none.
     fn cookie(&self) -> Option<u64>;
 
+    /// Whether the connection still stands: not after a reset.
+    fn is_connected(&self) -> bool;
+
     /// The record layer that the kernel has for this socket; None where there can be none.
     fn kernel_tls(&self) -> Option<&dyn KernelTls>;
 }

@@ -81,6 +81,15 @@ impl Kernel {
         self.conns.insert(client, conn, 0).expect("root may write to the map");
     }
 
+    /// Deletes the record of the connection that a client made from this port.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn delete(&mut self, port: u16) {
+        let (client, _) = self.conn(port).expect("there is a record");
+        self.conns.remove(&client).expect("root may write to the map");
+    }
+
     /// Whether any of its programs is still loaded.
     #[must_use]
     pub fn is_loaded(&self) -> bool {

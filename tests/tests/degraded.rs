@@ -65,7 +65,7 @@ fn two_capabilities_are_enough() {
     drop(Kernel::of_running(&gateway));
     assert_eq!(Client::tls(gateway.https).get("/").status, 200);
     gateway.wait_for_access(|line| line["flush_count"] == 1);
-    assert!(!gateway.diagnostics().contains("WARN"), "{}", gateway.diagnostics());
+    assert!(!gateway.diagnostics().contains("WARN eBPF"), "{}", gateway.diagnostics());
 }
 
 #[test]
@@ -188,6 +188,30 @@ fn connections_that_the_kernel_has_no_place_for_are_served() {
 }
 
 #[test]
+fn connections_without_a_record_are_served() {
+    let origin = Origin::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let gateway = Gateway::start(&Config::to(origin.address()).with(&listener("127.0.0.1:0")));
+    let mut kernel = Kernel::of_running(&gateway);
+    // Those that end without a request, of which there may be many, change nothing about it.
+    for _ in 0..5 {
+        drop(connect(gateway.https));
+    }
+    wait_for("their end", || (kernel.entries().0 == 0).then_some(()));
+    for _ in 0..3 {
+        let mut stream = standing(&gateway, || {
+            let stream = connect(gateway.plain());
+            kernel.delete(port(&stream));
+            stream
+        });
+        ask(&mut stream, b"ok");
+        let line = gateway.wait_for_access(|line| line["port"] == port(&stream));
+        assert_eq!(line["client"], "127.0.0.1", "as accept says");
+    }
+    let cause = "the kernel has no record of the connection from 127.0.0.1:";
+    assert_warns_once(&gateway, cause, "restart the gateway");
+}
+
+#[test]
 fn connections_that_end_before_they_are_accepted_are_no_complaint() {
     let origin = Origin::mirror();
     let directory = tempfile::tempdir().expect("a directory");
@@ -210,7 +234,7 @@ fn connections_that_end_before_they_are_accepted_are_no_complaint() {
     ask(&mut connect(gateway.plain()), b"\r\n");
     let unseen = value(&metrics(&socket), "tlsplice_bpf_errors_total", &[("cause", "unseen")]);
     assert_eq!(unseen, 0.0);
-    assert!(!gateway.diagnostics().contains("WARN"), "{}", gateway.diagnostics());
+    assert!(!gateway.diagnostics().contains("WARN eBPF"), "{}", gateway.diagnostics());
 }
 
 /// A control group of its own, removed when dropped.

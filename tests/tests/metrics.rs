@@ -105,7 +105,7 @@ fn known(upstream: SocketAddr) -> (Vec<&'static str>, BTreeSet<String>) {
         ("request_duration_seconds", routes),
         (
             "copied_exchanges_total",
-            one("reason", &["configured", "user_tls", "no_pipe", "not_bulk"]),
+            one("reason", &["configured", "user_tls", "no_pipe", "unknown_length", "not_bulk"]),
         ),
         ("upstream_healthy", vec![place.clone()]),
         ("upstream_connections_idle", vec![place.clone()]),

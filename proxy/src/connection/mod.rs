@@ -87,7 +87,8 @@ enum After {
 pub async fn serve<N: Network>(core: Rc<Core<N>>, io: N::Io, client: ClientAddr, door: Door) {
     let cookie = if core.meter.is_on() { io.cookie() } else { None };
     let accepted = SocketAddr::new(client.ip(), client.port());
-    let recorded = cookie.and_then(|cookie| core.meter.source(cookie, accepted));
+    let source = |cookie| core.meter.source(cookie, accepted, || io.is_connected());
+    let recorded = cookie.and_then(source);
     let peer = Peer { client, source: recorded.map_or(client, ClientAddr::new) };
     let entered = core.counters.enter(accepted, cookie);
     match session::establish(&core, io, door, entered.live()).await {

@@ -21,6 +21,9 @@ use super::{Finding, TIMEOUT};
 const CHUNKS: usize = 25;
 const CADENCE: Duration = Duration::from_millis(20);
 
+/// How long the private gateway may take to start: it asks the kernel everything that a gateway asks.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// An address that no client of this trial has (RFC 5737).
 const FORGED: &str = "203.0.113.66";
 
@@ -151,7 +154,7 @@ impl PrivateGateway {
                 drop(sender.send(line));
             }
         });
-        let deadline = Instant::now() + TIMEOUT;
+        let deadline = Instant::now() + START_TIMEOUT;
         let mut last = String::new();
         loop {
             match addresses.recv_timeout(deadline.saturating_duration_since(Instant::now())) {

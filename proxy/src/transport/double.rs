@@ -413,6 +413,10 @@ impl Transport for Double {
         None
     }
 
+    fn is_connected(&self) -> bool {
+        true
+    }
+
     fn kernel_tls(&self) -> Option<&dyn KernelTls> {
         if self.own().opened.get().is_some() { Some(self) } else { None }
     }

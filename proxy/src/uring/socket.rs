@@ -204,6 +204,10 @@ impl Transport for Socket {
         Self::cookie(self).ok()
     }
 
+    fn is_connected(&self) -> bool {
+        SockRef::from(self).peer_addr().is_ok()
+    }
+
     fn kernel_tls(&self) -> Option<&dyn KernelTls> {
         Some(self)
     }

@@ -32,8 +32,6 @@ pub struct Meter {
     state: State,
     mismatches: AtomicU64,
     unseen: AtomicU64,
-    /// Connections without a record that had ended before they were accepted.
-    ended: AtomicU64,
     unmeasured: AtomicU64,
     told_of_unseen: Once,
     told_of_unmeasured: Once,
@@ -125,7 +123,6 @@ impl Meter {
             state,
             mismatches: AtomicU64::new(0),
             unseen: AtomicU64::new(0),
-            ended: AtomicU64::new(0),
             unmeasured: AtomicU64::new(0),
             told_of_unseen: Once::new(),
             told_of_unmeasured: Once::new(),
@@ -170,12 +167,20 @@ impl Meter {
     }
 
     /// Where the connection with this cookie comes from, in the kernel's record, which must name `accepted` too: another
-    /// address there is counted and logged. None without a record.
-    pub fn source(&self, client: u64, accepted: SocketAddr) -> Option<SocketAddr> {
+    /// address there is counted and logged. None without a record, as for connections that ended before they were
+    /// accepted; of others, for which `is_connected`, that is counted and logged too.
+    pub fn source(
+        &self,
+        client: u64,
+        accepted: SocketAddr,
+        is_connected: impl FnOnce() -> bool,
+    ) -> Option<SocketAddr> {
         let programs = self.programs()?;
         let maps = programs.maps();
         let Ok(record) = maps.conns.get(&client, 0) else {
-            self.on_unseen(&maps, accepted);
+            if is_connected() {
+                self.on_unseen(&maps, accepted);
+            }
             return None;
         };
         drop(maps);
@@ -190,20 +195,14 @@ impl Meter {
         Some(source)
     }
 
-    /// The kernel has no record of a connection. It deletes those of connections that end before they are accepted.
     fn on_unseen(&self, maps: &Maps, accepted: SocketAddr) {
-        // Whoever is here holds the maps.
-        if self.ended.load(Ordering::Relaxed) < count_of(maps, Stat::NeverAccepted) {
-            self.ended.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
         self.unseen.fetch_add(1, Ordering::Relaxed);
         self.told_of_unseen.call_once(|| {
             let why = if count_of(maps, Stat::InsertErrors) > 0 {
                 "the map of connections is full; raise telemetry.connections"
             } else {
-                "the programs are not run for it any more, as before Linux 5.14 when a net_cls or net_prio group comes \
-                 into use; remove those groups (they are cgroup v1) and restart the machine"
+                "the programs did not see it, or something has deleted its record; find out what else manages BPF here, \
+                 and restart the gateway"
             };
             warn(&format!("the kernel has no record of the connection from {accepted}: {why}"));
         });
