@@ -80,6 +80,9 @@ pub const ABORT_GRACE: Duration = Duration::from_secs(1);
 /// Descriptors kept for everything that is not a client or upstream socket: logs, rings, listeners, resolver.
 pub const DESCRIPTORS_RESERVED: u64 = 128;
 
+/// Connections that are taken out of a backlog together with the one that was waited for.
+pub const ACCEPTS_AT_ONCE_MAX: usize = 64;
+
 const _: () = assert!(BUFFER_RECORD_BYTES >= RECORD_WIRE_MAX, "a record must fit its buffer");
 const _: () = assert!(RECORD_WIRE_MAX < 32 * 1024, "a record must fit the usual receive buffer");
 
