@@ -1,5 +1,6 @@
 //! The gateways under test: tlsplice and its rivals, each with the configuration of its experts.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use tlsplice_fixtures::process::Process;
 use tlsplice_fixtures::{Error, Result, free_port};
 
 use crate::certificate::Certificates;
+use crate::floor::FLOOR;
 use crate::load::Fronts;
 use crate::measure;
 
@@ -42,17 +44,28 @@ impl Route {
     }
 }
 
+/// Whose package a program is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// This system's.
+    System,
+    /// That of the release after it, unpacked.
+    Next,
+}
+
 /// A program that is compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// This project, with the path that a byte takes in it.
     Tlsplice(Route),
     /// nginx.
-    Nginx,
+    Nginx(Release),
     /// HAProxy.
-    Haproxy,
+    Haproxy(Release),
     /// Apache httpd with the event MPM.
     Apache,
+    /// The least that anything between two sockets can cost: see [`crate::floor`].
+    Floor,
 }
 
 impl Kind {
@@ -64,9 +77,23 @@ impl Kind {
             Self::Tlsplice(Route::UserCopy) => "user/copy",
             Self::Tlsplice(Route::KernelCopy) => "kernel/copy",
             Self::Tlsplice(Route::KernelSplice) => "kernel/splice",
-            Self::Nginx => "nginx",
-            Self::Haproxy => "haproxy",
+            Self::Nginx(Release::System) => "nginx",
+            Self::Nginx(Release::Next) => "nginx-next",
+            Self::Haproxy(Release::System) => "haproxy",
+            Self::Haproxy(Release::Next) => "haproxy-next",
             Self::Apache => "apache",
+            Self::Floor => "floor",
+        }
+    }
+
+    /// The package of this system that it comes from.
+    #[must_use]
+    pub fn package(&self) -> Option<&'static str> {
+        match self {
+            Self::Nginx(Release::System) => Some("nginx"),
+            Self::Haproxy(Release::System) => Some("haproxy"),
+            Self::Apache => Some("apache2"),
+            _ => None,
         }
     }
 
@@ -76,19 +103,58 @@ impl Kind {
         matches!(self, Self::Tlsplice(_))
     }
 
+    /// Whether it is somebody else's gateway.
+    #[must_use]
+    pub fn is_rival(&self) -> bool {
+        matches!(self, Self::Nginx(_) | Self::Haproxy(_) | Self::Apache)
+    }
+
+    /// The words that start it: the program, or what loads it with libraries of its own.
+    fn program(&self, binary: &Path, next: &Path) -> Vec<OsString> {
+        let (name, release) = match self {
+            Self::Tlsplice(_) => return vec![binary.into()],
+            Self::Floor => {
+                let own = std::env::current_exe().unwrap_or_else(|_| "tlsplice-bench".into());
+                return vec![own.into()];
+            }
+            Self::Nginx(release) => ("nginx", *release),
+            Self::Haproxy(release) => ("haproxy", *release),
+            Self::Apache => ("apache2", Release::System),
+        };
+        let program = Path::new("/usr/sbin").join(name);
+        match (release, loader(next)) {
+            (Release::Next, Some(loader)) => {
+                let libraries = loader.parent().unwrap_or(next).into();
+                let program = next.join("usr/sbin").join(name).into();
+                vec![loader.into(), "--library-path".into(), libraries, program]
+            }
+            _ => vec![program.into()],
+        }
+    }
+
     /// What it says about its version, in one line.
     #[must_use]
-    pub fn version(&self, binary: &Path) -> String {
-        let (program, argument): (&Path, &str) = match self {
-            Self::Tlsplice(_) => (binary, "--version"),
-            Self::Nginx => (Path::new("/usr/sbin/nginx"), "-v"),
-            Self::Haproxy => (Path::new("/usr/sbin/haproxy"), "-v"),
-            Self::Apache => (Path::new("/usr/sbin/apache2"), "-v"),
+    pub fn version(&self, binary: &Path, next: &Path) -> String {
+        let argument = match self {
+            Self::Tlsplice(_) | Self::Floor => "--version",
+            Self::Nginx(_) | Self::Haproxy(_) | Self::Apache => "-v",
         };
-        let Ok(output) = Command::new(program).arg(argument).output() else { return String::new() };
+        let words = self.program(binary, next);
+        let Ok(output) = Command::new(&words[0]).args(&words[1..]).arg(argument).output() else {
+            return String::new();
+        };
         let text = [output.stdout, output.stderr].concat();
         String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned()
     }
+}
+
+/// The dynamic loader of a release that was unpacked at `root`.
+fn loader(root: &Path) -> Option<PathBuf> {
+    let folders = fs::read_dir(root.join("usr/lib")).into_iter().flatten().flatten();
+    let files = folders.filter_map(|folder| fs::read_dir(folder.path()).ok()).flatten().flatten();
+    files.map(|file| file.path()).find(|path| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ld-linux"))
+    })
 }
 
 /// What all gateways share.
@@ -98,6 +164,8 @@ pub struct Setting {
     pub directory: PathBuf,
     /// The `tlsplice` program.
     pub binary: PathBuf,
+    /// Where the next release of Debian is unpacked.
+    pub next: PathBuf,
     /// What is served.
     pub certificates: Certificates,
     /// The benchmark's own origin.
@@ -108,12 +176,15 @@ pub struct Setting {
     pub workers: usize,
     /// Cores they may use, as `taskset --cpu-list` takes them.
     pub cores: String,
+    /// A program that runs the gateway, with its options; none as a rule.
+    pub wrapper: Vec<String>,
 }
 
 /// A running gateway. Killed when dropped.
 #[derive(Debug)]
 pub struct Gateway {
     process: Process,
+    log: PathBuf,
     /// Where it listens.
     pub fronts: Fronts,
 }
@@ -129,15 +200,19 @@ impl Gateway {
             .map_err(Error::io(format!("cannot make {}", directory.display())))?;
         let address = || free_port().map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
         let mut fronts = Fronts { tls: address()?, rsa: address()?, plain: address()? };
-        if kind.is_ours() {
+        match kind {
             // It chooses the certificate by name, on one listener.
-            fronts.rsa = fronts.tls;
+            Kind::Tlsplice(_) => fronts.rsa = fronts.tls,
+            // It knows no TLS.
+            Kind::Floor => (fronts.tls, fronts.rsa) = (fronts.plain, fronts.plain),
+            _ => {}
         }
         let fill = |template: &str| fill(template, &directory, setting, fronts, kind);
         let (template, file): (&str, &str) = match kind {
             Kind::Tlsplice(_) => (include_str!("../rivals/tlsplice.toml"), "tlsplice.toml"),
-            Kind::Nginx => (include_str!("../rivals/nginx.conf"), "nginx.conf"),
-            Kind::Haproxy => (include_str!("../rivals/haproxy.cfg"), "haproxy.cfg"),
+            Kind::Floor => ("", "none"),
+            Kind::Nginx(_) => (include_str!("../rivals/nginx.conf"), "nginx.conf"),
+            Kind::Haproxy(_) => (include_str!("../rivals/haproxy.cfg"), "haproxy.cfg"),
             Kind::Apache => {
                 let routes = fill(include_str!("../rivals/apache-routes.conf"));
                 write(&directory.join("routes.conf"), &routes)?;
@@ -151,11 +226,16 @@ impl Gateway {
         let output = fs::File::create(&log).map_err(failed())?;
         let mut command = Command::new("taskset");
         command.args(["--cpu-list", &setting.cores]);
+        command.args(&setting.wrapper).args(kind.program(&setting.binary, &setting.next));
         match kind {
-            Kind::Tlsplice(_) => command.arg(&setting.binary).args(["run", "--config"]).arg(&file),
-            Kind::Nginx => command.arg("nginx").arg("-c").arg(&file),
-            Kind::Haproxy => command.args(["haproxy", "-db", "-f"]).arg(&file),
-            Kind::Apache => command.args(["apache2", "-DFOREGROUND", "-f"]).arg(&file),
+            Kind::Tlsplice(_) => command.args(["run", "--config"]).arg(&file),
+            Kind::Nginx(_) => command.arg("-c").arg(&file),
+            Kind::Haproxy(_) => command.args(["-db", "-f"]).arg(&file),
+            Kind::Apache => command.args(["-DFOREGROUND", "-f"]).arg(&file),
+            Kind::Floor => {
+                let addresses = [fronts.plain, setting.origin].map(|address| address.to_string());
+                command.arg(FLOOR).args(addresses)
+            }
         };
         command.stdin(Stdio::null()).stderr(output.try_clone().map_err(failed())?).stdout(output);
         let mut process = Process::spawn(kind.name(), &mut command)?;
@@ -171,7 +251,7 @@ impl Gateway {
             }
             thread::sleep(Duration::from_millis(20));
         }
-        Ok(Self { process, fronts })
+        Ok(Self { process, log, fronts })
     }
 
     /// All its processes.
@@ -180,10 +260,19 @@ impl Gateway {
         measure::tree(self.process.id())
     }
 
-    /// The first of its processes.
-    #[must_use]
-    pub fn id(&self) -> u32 {
-        self.process.id()
+    /// Ends it in good order; returns what it has said.
+    ///
+    /// # Errors
+    /// When it cannot be ended, or has left no log.
+    pub fn end(mut self) -> Result<String> {
+        self.process.terminate(START)?;
+        fs::read_to_string(&self.log)
+            .map_err(Error::io(format!("cannot read {}", self.log.display())))
+    }
+
+    /// Whether it has ended.
+    pub fn is_over(&mut self) -> bool {
+        !matches!(self.process.try_wait(), Ok(None))
     }
 }
 

@@ -32,8 +32,23 @@ pub mod load;
 /// What is asked.
 pub mod scenario;
 
+/// What the user can ask for.
+pub mod options;
+
+/// What has to be there.
+pub mod install;
+
+/// A relay that looks at nothing.
+pub mod floor;
+
+/// Load by wrk and h2load.
+pub mod external;
+
 /// The runs, interleaved.
 pub mod run;
+
+/// What came of them.
+pub mod outcome;
 
 /// Instructions and allocations, counted.
 pub mod micro;

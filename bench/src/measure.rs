@@ -93,6 +93,19 @@ pub fn thread_ns(thread: &str) -> u64 {
     run_time(&fs::read_to_string(format!("/proc/{thread}/schedstat")).unwrap_or_default())
 }
 
+/// Run time of the children of this process that have ended, nanoseconds, in steps of the kernel's ticks.
+#[must_use]
+pub fn children_ns() -> u64 {
+    const TICK_NS: u64 = 10_000_000;
+    ended_children(&fs::read_to_string("/proc/self/stat").unwrap_or_default()) * TICK_NS
+}
+
+/// `cutime` and `cstime` of a `stat`, ticks.
+fn ended_children(stat: &str) -> u64 {
+    let Some((_, rest)) = stat.rsplit_once(") ") else { return 0 };
+    rest.split(' ').skip(13).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
+}
+
 fn run_time(schedstat: &str) -> u64 {
     schedstat.split(' ').next().and_then(|field| field.parse().ok()).unwrap_or(0)
 }
@@ -132,6 +145,8 @@ mod tests {
     fn the_formats_of_the_kernel_are_read() {
         assert_eq!(parent("7 (a (b) c) S 42 7 7 0"), Some(42));
         assert_eq!(run_time("123456 789 10\n"), 123_456);
+        let stat = "1 (x) S 2 3 4 5 6 7 8 9 10 11 100 200 300 400 20 0";
+        assert_eq!(ended_children(stat), 700);
         let status = "Name:\tx\nvoluntary_ctxt_switches:\t5\nnonvoluntary_ctxt_switches:\t7\n";
         assert_eq!(switches(status), 12);
         assert_eq!(

@@ -1,12 +1,20 @@
-//! Instructions and allocations of steps of the hot path, counted by valgrind: the same on a busy machine.
+//! Instructions and allocations of steps of the hot path, and of the whole gateway, counted by valgrind: the same on a
+//! busy machine.
 //!
-//! Each step is run N times and 2N times; the difference is free of start and end, and of what only the first call does.
+//! Each is run N times and 2N times; the difference is free of start and end, and of what only the first call does.
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use serde::Serialize;
 use tlsplice_fixtures::{Error, Result};
+
+use crate::certificate::Certificates;
+use crate::gateways::{Gateway, Kind, Route, Setting};
+use crate::load::{Client, Front, Group, Work};
+use crate::origin::Origin;
+use crate::outcome::float;
 
 /// Steps of the program `tlsplice-micro`.
 const STEPS: [(&str, &str); 3] = [
@@ -16,6 +24,11 @@ const STEPS: [(&str, &str); 3] = [
 ];
 
 const TIMES: u64 = 1_000;
+/// How long the gateway is loaded under valgrind, which is slow.
+const FEW: Duration = Duration::from_millis(500);
+const MANY: Duration = Duration::from_secs(4);
+const CALLGRIND: [&str; 2] = ["--tool=callgrind", "--callgrind-out-file=/dev/null"];
+const MEMCHECK: [&str; 2] = ["--tool=memcheck", "--leak-check=no"];
 
 /// Cost of one step, once.
 #[derive(Clone, Debug, Serialize)]
@@ -39,7 +52,7 @@ pub fn count(program: &Path) -> Result<Vec<Cost>> {
             let per_step = |counter: fn(&Path, &str, u64) -> Result<u64>| -> Result<f64> {
                 let once = counter(program, step, TIMES)?;
                 let twice = counter(program, step, 2 * TIMES)?;
-                Ok(crate::run::float(twice.saturating_sub(once)) / crate::run::float(TIMES))
+                Ok(float(twice.saturating_sub(once)) / float(TIMES))
             };
             Ok(Cost {
                 step: (*description).to_owned(),
@@ -50,14 +63,79 @@ pub fn count(program: &Path) -> Result<Vec<Cost>> {
         .collect()
 }
 
+/// What the whole gateway is asked for: it opens, parses, rewrites, seals and relays.
+fn requests() -> [(&'static str, Work, Front); 4] {
+    let get = Work::Get { path: "/small".to_owned() };
+    let message = Work::Echo { bytes: 300 };
+    [
+        ("gateway: small GET, plain", get.clone(), Front::Plain),
+        ("gateway: small GET, TLS (two records opened or sealed)", get, Front::Tls),
+        ("gateway: WebSocket message of 300 B and its echo, plain", message.clone(), Front::Plain),
+        ("gateway: the same over TLS (two records opened or sealed)", message, Front::Tls),
+    ]
+}
+
+/// Counts user space of the whole gateway `program` per request, with one connection that is kept. `directory` is for
+/// its configuration.
+///
+/// # Errors
+/// When valgrind cannot run the gateway.
+pub fn count_requests(program: &Path, directory: &Path) -> Result<Vec<Cost>> {
+    std::fs::create_dir_all(directory)
+        .map_err(Error::io(format!("cannot make {}", directory.display())))?;
+    let origin = Origin::start(None)?;
+    let base = Setting {
+        directory: directory.to_owned(),
+        binary: program.to_owned(),
+        next: directory.to_owned(),
+        certificates: Certificates::make(directory)?,
+        origin: origin.address,
+        tomcat: origin.address,
+        workers: 1,
+        cores: "0-4095".to_owned(),
+        wrapper: Vec::new(),
+    };
+    let count = |(name, work, front): (&str, Work, Front)| {
+        let group = Group { work, connections: 1, front };
+        Ok(Cost {
+            step: name.to_owned(),
+            instructions: per_request(&base, &CALLGRIND, "Collected :", &group)?,
+            allocations: per_request(&base, &MEMCHECK, "total heap usage:", &group)?,
+        })
+    };
+    requests().into_iter().map(count).collect()
+}
+
+/// What valgrind counts behind `label`, per unit of `group`.
+fn per_request(base: &Setting, options: &[&str], label: &str, group: &Group) -> Result<f64> {
+    let wrapper = std::iter::once("valgrind").chain(options.iter().copied());
+    let setting = Setting { wrapper: wrapper.map(ToOwned::to_owned).collect(), ..base.clone() };
+    let count = |window: Duration| -> Result<(u64, u64)> {
+        let failed = |error: std::io::Error| Error::failed(error.to_string());
+        let gateway = Gateway::start(&Kind::Tlsplice(Route::Auto), &setting)?;
+        let mut client =
+            Client::open(std::slice::from_ref(group), gateway.fronts).map_err(failed)?;
+        let tally = client.run(window).map_err(failed)?;
+        drop(client);
+        let said = gateway.end()?;
+        let counted = number_behind(&said, label).ok_or_else(|| unexpected(&said))?;
+        Ok((counted, tally.iter().map(|tally| tally.units).sum()))
+    };
+    let (few, few_units) = count(FEW)?;
+    let (many, many_units) = count(MANY)?;
+    if many_units <= few_units {
+        return Err(Error::failed("the machine is too busy to count by: a longer run did less"));
+    }
+    Ok(float(many.saturating_sub(few)) / float(many_units - few_units))
+}
+
 fn instructions(program: &Path, step: &str, times: u64) -> Result<u64> {
-    let options = ["--tool=callgrind", "--callgrind-out-file=/dev/null"];
-    let output = valgrind(&options, program, step, times)?;
+    let output = valgrind(&CALLGRIND, program, step, times)?;
     number_behind(&output, "Collected :").ok_or_else(|| unexpected(&output))
 }
 
 fn allocations(program: &Path, step: &str, times: u64) -> Result<u64> {
-    let output = valgrind(&["--tool=memcheck", "--leak-check=no"], program, step, times)?;
+    let output = valgrind(&MEMCHECK, program, step, times)?;
     number_behind(&output, "total heap usage:").ok_or_else(|| unexpected(&output))
 }
 

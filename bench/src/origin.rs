@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
+use rustix::io::Errno;
 use tlsplice_fixtures::{Error, Result};
 
 use crate::{clock, echo, measure};
@@ -153,6 +154,11 @@ impl Server {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 // A client that went away before it was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                // Without a descriptor it waits in the backlog; the other connections go on.
+                Err(error) if error.raw_os_error() == Some(Errno::MFILE.raw_os_error()) => {
+                    eprintln!("the origin is out of descriptors: raise `ulimit -n`");
+                    return Ok(());
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -1,6 +1,5 @@
-//! The runs: A B C A B C …, so that all gateways meet the same noise.
+//! The runs: A B C A B C …, so that all gateways meet the same noise. Whatever fails is told, and the others go on.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -8,17 +7,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tlsplice_fixtures::tomcat::Tomcat;
 use tlsplice_fixtures::{Error, Result};
 
 use crate::certificate::Certificates;
+use crate::external::Generator;
 use crate::gateways::{Gateway, Kind, Setting};
 use crate::load::{Client, Front, Fronts, Group, Work};
-use crate::measure;
+use crate::measure::{self, Usage};
 use crate::origin::Origin;
-use crate::scenario::{Bar, Figure, Layout, Point, Scenario};
-use crate::statistics::{self, Ratio};
+use crate::outcome::{Cell, DIRECT, Outcome, Role, Sample, float};
+use crate::scenario::{Figure, Layout, Point, Scenario};
 
 /// Above this share of its core, load and origin are the bottleneck,
 const LOAD_IS_BUSY: f64 = 0.97;
@@ -26,12 +26,14 @@ const LOAD_IS_BUSY: f64 = 0.97;
 const GATEWAY_IS_BUSY: f64 = 0.9;
 /// Tunnels take this long to give memory back after they became idle.
 const SETTLE: Duration = Duration::from_millis(1000);
-/// Runs of points that measure memory.
+/// Runs of points that measure memory: each starts a process and opens all tunnels anew, and hardly differs.
 const IDLE_RUNS: usize = 3;
+/// Runs that a point gets even when it is slow.
+const RUNS_MIN: usize = 3;
 const WARM_UP_MIN: Duration = Duration::from_millis(400);
-const SYSCALL_WINDOW: Duration = Duration::from_millis(300);
-/// The name of the runs without any gateway.
-pub const DIRECT: &str = "direct";
+/// A Tomcat compiles what it runs often: whoever came first would pay for all.
+const TOMCAT_WARM_UP: Duration = Duration::from_secs(4);
+const SYSCALL_WINDOW: Duration = Duration::from_millis(200);
 
 /// How much is measured.
 #[derive(Clone, Debug)]
@@ -54,88 +56,16 @@ pub struct Plan {
     pub directory: PathBuf,
     /// The `tlsplice` program.
     pub binary: PathBuf,
+    /// Where the next release of Debian is unpacked.
+    pub next: PathBuf,
 }
 
-/// One run.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Sample {
-    /// CPU of the gateway per unit, microseconds.
-    pub cpu_us_per_unit: f64,
-    /// Context switches of the gateway per unit.
-    pub switches_per_unit: f64,
-    /// Units per second: shown, never claimed.
-    pub units_per_second: f64,
-    /// Latency, microseconds.
-    pub p50_us: f64,
-    /// Latency, microseconds.
-    pub p99_us: f64,
-    /// Latency, microseconds.
-    pub max_us: f64,
-    /// Proportional set size per connection, bytes.
-    pub pss_bytes: Option<f64>,
-    /// CPU of load and origin divided by the time that passed.
-    pub load_share: f64,
-    /// CPU of the gateway divided by the time that passed.
-    pub gateway_share: f64,
-    /// Whether load and origin were the bottleneck.
-    pub is_void: bool,
-}
-
-/// All runs of one gateway at one point.
-#[derive(Clone, Debug, Serialize)]
-pub struct Cell {
-    /// Who.
-    pub gateway: String,
-    /// Whether it is this project.
-    pub is_ours: bool,
-    /// In the order of time.
-    pub samples: Vec<Sample>,
-    /// Why there are none, or fewer.
-    pub failure: Option<String>,
-    /// System calls of the gateway per unit, from a short run of their own.
-    pub syscalls_per_unit: Option<f64>,
-    /// Percentiles of the latency of all runs that count, microseconds.
-    pub latency: Vec<(f64, f64)>,
-    #[serde(skip)]
-    histogram: Option<Histogram<u64>>,
-}
-
-/// A figure of all gateways against its bar.
-#[derive(Clone, Debug, Serialize)]
-pub struct Row {
-    /// What is compared.
-    pub figure: Figure,
-    /// The bar.
-    pub bar: Bar,
-    /// Medians by name.
-    pub medians: BTreeMap<String, f64>,
-    /// The best rival.
-    pub best: Option<String>,
-    /// Ours against it.
-    pub ratio: Option<Ratio>,
-    /// None without a bar, or when there is nothing to compare.
-    pub is_met: Option<bool>,
-}
-
-/// What was found at one point.
-#[derive(Clone, Debug, Serialize)]
-pub struct Outcome {
-    /// Stem of the scenario's file.
-    pub scenario: String,
-    /// Its title.
-    pub title: String,
-    /// The point.
-    pub point: String,
-    /// Name of a unit.
-    pub unit: String,
-    /// Cores.
-    pub layout: Layout,
-    /// By gateway.
-    pub cells: Vec<Cell>,
-    /// By figure.
-    pub rows: Vec<Row>,
-    /// Why it was not run.
-    pub skipped: Option<String>,
+impl Plan {
+    /// The points to be run.
+    pub fn points(&self) -> impl Iterator<Item = &Point> {
+        let all = self.scenarios.iter().flat_map(|scenario| &scenario.points);
+        all.filter(|point| point.quick || !self.quick)
+    }
 }
 
 /// Everything that runs while the plan is carried out.
@@ -143,97 +73,130 @@ struct Bench<'a> {
     plan: &'a Plan,
     setting: Setting,
     origin: Origin,
-    gateways: Vec<(Kind, Gateway)>,
+    tomcat: Option<Result<Tomcat>>,
+    /// Those of the plan, and the floor.
+    gateways: Vec<(Kind, Option<Gateway>)>,
     begun: Instant,
+}
+
+/// One column of a point.
+#[derive(Clone, Copy)]
+enum Subject {
+    /// Index in the list of gateways.
+    Gateway(usize),
+    /// The load goes to the origin.
+    Direct,
 }
 
 /// Carries the plan out.
 ///
 /// # Errors
-/// When something cannot be started. A gateway that fails at a point is told in its cell.
+/// When there is nowhere to put things. Whatever fails later is told in its place.
 pub fn run(plan: &Plan) -> Result<Vec<Outcome>> {
     let directory = &plan.directory;
     std::fs::create_dir_all(directory)
         .map_err(Error::io(format!("cannot make {}", directory.display())))?;
+    raise_descriptors();
     let origin = Origin::start(Some(0))?;
-    let chosen = |point: &&Point| point.quick || !plan.quick;
-    let needs_tomcat = plan
-        .scenarios
-        .iter()
-        .flat_map(|scenario| &scenario.points)
-        .filter(chosen)
-        .any(|p| p.tomcat);
-    let tomcat = needs_tomcat.then(|| Tomcat::start(&directory.join("tomcat"))).transpose()?;
+    let needs_tomcat = plan.points().any(|point| point.tomcat);
+    let tomcat = needs_tomcat.then(|| Tomcat::start(&directory.join("tomcat")));
     let setting = Setting {
         directory: directory.clone(),
         binary: plan.binary.clone(),
+        next: plan.next.clone(),
         certificates: Certificates::make(directory)?,
         origin: origin.address,
-        tomcat: tomcat.as_ref().map_or(origin.address, Tomcat::address),
+        tomcat: match &tomcat {
+            Some(Ok(tomcat)) => tomcat.address(),
+            _ => origin.address,
+        },
         workers: 1,
         cores: "0".to_owned(),
+        wrapper: Vec::new(),
     };
-    let mut bench = Bench { plan, setting, origin, gateways: Vec::new(), begun: Instant::now() };
-    for kind in &plan.kinds {
-        let gateway = Gateway::start(kind, &bench.setting)?;
-        bench.gateways.push((kind.clone(), gateway));
-    }
+    let kinds = plan.kinds.iter().chain([&Kind::Floor]);
+    let gateways = kinds.map(|kind| (kind.clone(), None)).collect();
+    let mut bench = Bench { plan, setting, origin, tomcat, gateways, begun: Instant::now() };
     let mut outcomes = Vec::new();
+    let mut left = plan.points().count();
     for scenario in &plan.scenarios {
-        for point in scenario.points.iter().filter(chosen) {
-            eprint!("{} / {}: ", scenario.name, point.name);
-            let outcome = bench.point(scenario, point)?;
+        for point in scenario.points.iter().filter(|point| point.quick || !plan.quick) {
+            eprint!(
+                "{:>4} s  {} / {}: ",
+                bench.begun.elapsed().as_secs(),
+                scenario.name,
+                point.name
+            );
+            let outcome = bench.point(scenario, point, left);
             eprintln!("{}", outcome.brief());
             outcomes.push(outcome);
+            left -= 1;
         }
     }
     Ok(outcomes)
 }
 
 impl Bench<'_> {
-    fn point(&mut self, scenario: &Scenario, point: &Point) -> Result<Outcome> {
-        let cores = thread::available_parallelism().map_or(1, usize::from);
-        let skipped = if self.begun.elapsed() > self.plan.bound {
-            Some("the time for this run of the benchmark was over".to_owned())
-        } else if scenario.layout == Layout::Scaling && cores < 4 {
-            Some(format!("void: two workers and their load need 4 cores, here are {cores}"))
-        } else {
-            None
-        };
+    /// Runs a point, the first of `left` that share the time that is left.
+    fn point(&mut self, scenario: &Scenario, point: &Point, left: usize) -> Outcome {
+        let layout = point.layout.unwrap_or(scenario.layout);
         let mut outcome = Outcome {
             scenario: scenario.name.clone(),
             title: scenario.title.clone(),
             point: point.name.clone(),
             unit: scenario.unit.clone(),
-            layout: scenario.layout,
+            layout,
             cells: Vec::new(),
             rows: Vec::new(),
-            skipped,
+            skipped: self.obstacle(point),
+            note: None,
         };
-        if outcome.skipped.is_some() {
-            return Ok(outcome);
+        if outcome.skipped.is_none() {
+            outcome.skipped = self.pin(layout).err().map(|error| error.to_string());
         }
-        let load_core = if scenario.layout == Layout::OneCore { 0 } else { cores.min(2) - 1 };
-        self.pin(load_core)?;
+        if outcome.skipped.is_some() {
+            return outcome;
+        }
+        if layout == Layout::Scaling && cores() < 4 {
+            outcome.note = Some(format!(
+                "{} cores, which load and origin share with the workers: throughput says nothing. Told is twice the \
+                 CPU per request of one worker, divided by that of two: what two cores of their own would allow.",
+                cores()
+            ));
+        }
         let needs_direct = point
             .bars
             .iter()
             .any(|bar| matches!(bar.figure, Figure::AddedP50 | Figure::AddedP99 | Figure::P99));
-        let names = self.plan.kinds.iter().map(|kind| (kind.name().to_owned(), kind.is_ours()));
-        outcome.cells = names
-            .chain(needs_direct.then(|| (DIRECT.to_owned(), false)))
-            .map(|(gateway, is_ours)| Cell::new(gateway, is_ours))
-            .collect();
-        // Each starts a process and opens all tunnels anew; what it finds hardly differs.
+        let mut subjects: Vec<Subject> = (0..self.plan.kinds.len()).map(Subject::Gateway).collect();
+        subjects.extend(needs_direct.then_some(Subject::Direct));
+        subjects.extend(point.floor.then_some(Subject::Gateway(self.plan.kinds.len())));
+        outcome.cells = subjects.iter().map(|subject| self.cell(*subject)).collect();
+        if point.tomcat
+            && let Err(error) = self.warm_tomcat(&point.groups)
+        {
+            outcome.skipped = Some(format!("no Tomcat: {error}"));
+            return outcome;
+        }
         let is_idle = point.groups.iter().any(|group| group.work == Work::Idle);
         let runs = if is_idle { self.plan.runs.min(IDLE_RUNS) } else { self.plan.runs };
+        // Twice its share, since others take less.
+        let time_left = self.plan.bound.saturating_sub(self.begun.elapsed());
+        let share = time_left * 2 / u32::try_from(left.max(2)).unwrap_or(u32::MAX);
+        let begun = Instant::now();
         for round in 0..runs {
-            for index in 0..outcome.cells.len() {
-                let cell = &mut outcome.cells[index];
+            let is_slow = begun.elapsed() > share && round >= RUNS_MIN;
+            if is_slow || begun.elapsed() > time_left {
+                outcome
+                    .note
+                    .get_or_insert_with(|| format!("{round} runs: there was no time for more."));
+                break;
+            }
+            for (subject, cell) in subjects.iter().zip(&mut outcome.cells) {
                 if cell.failure.is_some() {
                     continue;
                 }
-                if let Err(error) = self.sample(scenario, point, index, round, cell) {
+                if let Err(error) = self.sample(layout, point, *subject, round, cell) {
                     cell.failure = Some(error.to_string());
                 }
                 eprint!(".");
@@ -241,57 +204,105 @@ impl Bench<'_> {
         }
         outcome.cells.iter_mut().for_each(Cell::finish);
         outcome.judge(&point.bars);
-        Ok(outcome)
+        outcome
     }
 
-    /// Load and origin go to this core.
-    fn pin(&self, core: usize) -> Result<()> {
-        core_affinity::set_for_current(core_affinity::CoreId { id: core });
-        let thread = self.origin.thread.rsplit('/').next().unwrap_or_default();
-        let status = Command::new("taskset")
-            .args(["--cpu-list", "--pid", &core.to_string(), thread])
-            .stdout(Stdio::null())
-            .status()
-            .map_err(Error::io("cannot run taskset"))?;
-        if status.success() { Ok(()) } else { Err(Error::failed("taskset cannot pin the origin")) }
+    fn warm_tomcat(&self, groups: &[Group]) -> Result<()> {
+        let failed = |error: io::Error| Error::failed(error.to_string());
+        let address = self.setting.tomcat;
+        let plain = groups.iter().map(|group| Group { front: Front::Plain, ..group.clone() });
+        let fronts = Fronts { tls: address, rsa: address, plain: address };
+        let mut client = Client::open(&plain.collect::<Vec<_>>(), fronts).map_err(failed)?;
+        client.run(TOMCAT_WARM_UP).map_err(failed)?;
+        Ok(())
+    }
+
+    /// Why a point cannot be run.
+    fn obstacle(&self, point: &Point) -> Option<String> {
+        if self.begun.elapsed() > self.plan.bound {
+            return Some("the time for this run of the benchmark was over".to_owned());
+        }
+        match &self.tomcat {
+            Some(Err(error)) if point.tomcat => Some(format!("no Tomcat: {error}")),
+            _ => None,
+        }
+    }
+
+    fn cell(&self, subject: Subject) -> Cell {
+        match subject {
+            Subject::Direct => Cell::new(DIRECT.to_owned(), Role::Reference),
+            Subject::Gateway(index) => {
+                let kind = &self.gateways[index].0;
+                let role = match (kind.is_ours(), kind.is_rival()) {
+                    (true, _) => Role::Ours,
+                    (_, true) => Role::Rival,
+                    _ => Role::Reference,
+                };
+                Cell::new(kind.name().to_owned(), role)
+            }
+        }
+    }
+
+    /// Load and origin go where the layout wants them.
+    fn pin(&self, layout: Layout) -> Result<()> {
+        let all = |cores: usize| (0..cores).map(|id| id.to_string()).collect::<Vec<_>>().join(",");
+        let (load, origin) = match layout {
+            Layout::OneCore => ("0".to_owned(), "0".to_owned()),
+            Layout::TwoCores => (load_core().to_string(), load_core().to_string()),
+            Layout::Scaling if cores() < 4 => (all(cores()), all(cores())),
+            Layout::Scaling => ("3".to_owned(), "2".to_owned()),
+        };
+        taskset(&measure::this_thread(), &load)?;
+        taskset(&self.origin.thread, &origin)
     }
 
     fn sample(
         &mut self,
-        scenario: &Scenario,
+        layout: Layout,
         point: &Point,
-        index: usize,
+        subject: Subject,
         round: usize,
         cell: &mut Cell,
     ) -> Result<()> {
         let failed = |error: io::Error| Error::failed(error.to_string());
-        if let Some(Group { work: Work::Idle, connections, .. }) = point.groups.first() {
-            cell.samples.push(self.idle(index, &point.groups, *connections)?);
-            return Ok(());
-        }
-        if scenario.layout == Layout::Scaling {
-            cell.samples.push(self.scaled(index, point)?);
-            return Ok(());
-        }
-        let (fronts, processes, groups) = match self.gateways.get(index) {
-            Some((_, gateway)) => (gateway.fronts, gateway.processes(), point.groups.clone()),
-            None => self.direct(&point.groups),
-        };
-        let mut client = Client::open(&groups, fronts).map_err(failed)?;
-        let (sample, histogram) = self.window(&mut client, &processes, scenario.layout)?;
-        if !sample.is_void {
-            match &mut cell.histogram {
-                Some(sum) => {
-                    sum.add(&histogram).map_err(|error| Error::failed(error.to_string()))?
-                }
-                None => cell.histogram = Some(histogram),
+        if let Subject::Gateway(index) = subject {
+            if let Some(Group { work: Work::Idle, connections, .. }) = point.groups.first() {
+                return cell.add(self.idle(index, &point.groups, *connections)?, None);
+            }
+            if layout == Layout::Scaling {
+                return cell.add(self.scaled(index, point)?, None);
             }
         }
-        cell.samples.push(sample);
+        let (fronts, processes, groups) = match subject {
+            Subject::Gateway(index) => {
+                let gateway = self.gateway(index)?;
+                (gateway.fronts, gateway.processes(), point.groups.clone())
+            }
+            Subject::Direct => self.direct(&point.groups),
+        };
+        if let Some(generator) = point.generator {
+            let sample = self.external(generator, &groups, fronts, &processes, layout)?;
+            return cell.add(sample, None);
+        }
+        let mut client = Client::open(&groups, fronts).map_err(failed)?;
+        let (sample, histogram) = self.window(&mut client, &processes, layout)?;
+        cell.add(sample, Some(histogram))?;
         if round == 0 && !processes.is_empty() {
             cell.syscalls_per_unit = syscalls(&mut client, &processes);
         }
         Ok(())
+    }
+
+    /// A gateway that runs: it is started when it is first needed, and again when it has ended.
+    fn gateway(&mut self, index: usize) -> Result<&Gateway> {
+        let (kind, gateway) = &mut self.gateways[index];
+        if gateway.as_mut().is_some_and(Gateway::is_over) {
+            *gateway = None;
+        }
+        match gateway {
+            Some(gateway) => Ok(gateway),
+            None => Ok(gateway.insert(Gateway::start(kind, &self.setting)?)),
+        }
     }
 
     fn direct(&self, groups: &[Group]) -> (Fronts, Vec<u32>, Vec<Group>) {
@@ -331,28 +342,19 @@ impl Bench<'_> {
         }
         let units = float(tally.units) / client.bytes_per_unit();
         let quantile = |q: f64| float(tally.latency.value_at_quantile(q)) / 1e3;
-        let mut sample = Sample {
-            cpu_us_per_unit: float(usage.cpu_ns) / 1e3 / units,
-            switches_per_unit: float(usage.switches) / units,
-            units_per_second: units / wall,
+        let sample = Sample {
             p50_us: quantile(0.5),
             p99_us: quantile(0.99),
             max_us: float(tally.latency.max()) / 1e3,
-            pss_bytes: None,
-            load_share: float(load) / 1e9 / wall,
-            gateway_share: float(usage.cpu_ns) / 1e9 / wall,
-            is_void: false,
+            ..Sample::default()
         };
-        sample.is_void = layout != Layout::OneCore
-            && sample.load_share > LOAD_IS_BUSY
-            && sample.gateway_share < GATEWAY_IS_BUSY;
-        Ok((sample, tally.latency))
+        Ok((sample.with(units, usage, load, wall, layout), tally.latency))
     }
 
     /// Memory of idle tunnels, in a process of its own: what earlier load left behind does not count.
     fn idle(&self, index: usize, groups: &[Group], connections: usize) -> Result<Sample> {
         let failed = |error: io::Error| Error::failed(error.to_string());
-        let kind = &self.plan.kinds[index];
+        let kind = &self.gateways[index].0;
         let setting =
             Setting { directory: self.setting.directory.join("idle"), ..self.setting.clone() };
         let gateway = Gateway::start(kind, &setting)?;
@@ -369,28 +371,107 @@ impl Bench<'_> {
         Ok(Sample { pss_bytes: Some(each), ..Sample::default() })
     }
 
-    /// One worker, then two; the sample's rate is their ratio.
+    /// One worker, then two. With a core for everyone the sample's rate is the ratio of their throughputs, else that of
+    /// what two of them could do by their cost.
     fn scaled(&self, index: usize, point: &Point) -> Result<Sample> {
         let failed = |error: io::Error| Error::failed(error.to_string());
-        let kind = &self.plan.kinds[index];
-        self.pin(2)?;
-        core_affinity::set_for_current(core_affinity::CoreId { id: 3 });
-        let mut rates = Vec::new();
-        let mut last = Sample::default();
-        for (workers, cores) in [(1, "0"), (2, "0,1")] {
+        let kind = &self.gateways[index].0;
+        let is_alone = cores() >= 4;
+        let one = if is_alone { "0" } else { "0,1" };
+        let mut samples = Vec::new();
+        for (workers, cores) in [(1, one), (2, "0,1")] {
             let directory = self.setting.directory.join(format!("scaling-{workers}"));
             let setting =
                 Setting { directory, workers, cores: cores.to_owned(), ..self.setting.clone() };
             let gateway = Gateway::start(kind, &setting)?;
             let mut client = Client::open(&point.groups, gateway.fronts).map_err(failed)?;
-            last = self.window(&mut client, &gateway.processes(), Layout::Scaling)?.0;
-            rates.push(last.units_per_second);
+            samples.push(self.window(&mut client, &gateway.processes(), Layout::Scaling)?.0);
         }
+        let [one, two] = &samples[..] else { unreachable!("two are made") };
+        let ratio = if is_alone {
+            two.units_per_second / one.units_per_second
+        } else {
+            2.0 * one.cpu_us_per_unit / two.cpu_us_per_unit
+        };
         // Load and origin have a core each, so both together can use two.
-        last.is_void = last.load_share > 1.8 || last.gateway_share < 2.0 * GATEWAY_IS_BUSY;
-        last.units_per_second = rates[1] / rates[0];
-        Ok(last)
+        let is_void =
+            is_alone && (two.load_share > 1.8 || two.gateway_share < 2.0 * GATEWAY_IS_BUSY);
+        Ok(Sample { units_per_second: ratio, is_void, ..two.clone() })
     }
+
+    /// One run of a load by other hands. Its connections and handshakes are in what is measured; they are few.
+    fn external(
+        &self,
+        generator: Generator,
+        groups: &[Group],
+        fronts: Fronts,
+        processes: &[u32],
+        layout: Layout,
+    ) -> Result<Sample> {
+        let group = groups.first().ok_or_else(|| Error::failed("a point without load"))?;
+        let core = if layout == Layout::OneCore { 0 } else { load_core() };
+        let load = || measure::thread_ns(&self.origin.thread) + measure::children_ns();
+        let (before, load_before) = (measure::usage(processes), load());
+        let begun = Instant::now();
+        let address = fronts.address(group.front);
+        let count =
+            generator.run(group, address, self.plan.window, core, &self.setting.directory)?;
+        let wall = begun.elapsed().as_secs_f64();
+        let usage = measure::usage(processes) - before;
+        if count.requests == 0 {
+            return Err(Error::failed("nothing was done within the window"));
+        }
+        let (p50_us, p99_us) = count.latency.unwrap_or_default();
+        let sample = Sample { p50_us, p99_us, ..Sample::default() };
+        Ok(sample.with(float(count.requests), usage, load() - load_before, wall, layout))
+    }
+}
+
+impl Sample {
+    /// Fills in what follows from the units done, what the gateway used, and what load and origin ran for, nanoseconds,
+    /// within `wall` seconds.
+    fn with(self, units: f64, usage: Usage, load_ns: u64, wall: f64, layout: Layout) -> Self {
+        let load_share = float(load_ns) / 1e9 / wall;
+        let gateway_share = float(usage.cpu_ns) / 1e9 / wall;
+        Self {
+            cpu_us_per_unit: float(usage.cpu_ns) / 1e3 / units,
+            switches_per_unit: float(usage.switches) / units,
+            units_per_second: units / wall,
+            load_share,
+            gateway_share,
+            is_void: layout == Layout::TwoCores
+                && load_share > LOAD_IS_BUSY
+                && gateway_share < GATEWAY_IS_BUSY,
+            ..self
+        }
+    }
+}
+
+/// Load and origin have both ends of every connection in one process.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it cannot be raised, what does not fit fails and is told.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The core that the gateway does not have, where there is one.
+fn load_core() -> usize {
+    cores().min(2) - 1
+}
+
+/// Pins a thread, named as `/proc` does it.
+fn taskset(thread: &str, cores: &str) -> Result<()> {
+    let thread = thread.rsplit('/').next().unwrap_or_default();
+    let status = Command::new("taskset")
+        .args(["--cpu-list", "--pid", cores, thread])
+        .stdout(Stdio::null())
+        .status()
+        .map_err(Error::io("cannot run taskset"))?;
+    if status.success() { Ok(()) } else { Err(Error::failed("taskset cannot pin the load")) }
 }
 
 /// System calls per unit by the tracepoint, where the kernel lets us.
@@ -412,111 +493,4 @@ fn syscalls(client: &mut Client, processes: &[u32]) -> Option<f64> {
     let text = String::from_utf8_lossy(&output.stderr);
     let count: f64 = text.lines().find_map(|line| line.split(',').next()?.parse().ok())?;
     (rate > 0.0 && count > 0.0).then(|| count / SYSCALL_WINDOW.as_secs_f64() / rate)
-}
-
-impl Cell {
-    fn new(gateway: String, is_ours: bool) -> Self {
-        Self {
-            gateway,
-            is_ours,
-            samples: Vec::new(),
-            failure: None,
-            syscalls_per_unit: None,
-            latency: Vec::new(),
-            histogram: None,
-        }
-    }
-
-    fn finish(&mut self) {
-        const QUANTILES: [f64; 12] =
-            [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0];
-        if let Some(histogram) = &self.histogram {
-            let at = |q| (q, float(histogram.value_at_quantile(q)) / 1e3);
-            self.latency = QUANTILES.into_iter().map(at).collect();
-        }
-    }
-
-    /// The figure in each run that counts.
-    #[must_use]
-    pub fn values(&self, figure: Figure, direct: Option<&Self>) -> Vec<f64> {
-        let base = |of: fn(&Sample) -> f64| {
-            direct.map_or(0.0, |cell| statistics::median(&cell.valid().map(of).collect::<Vec<_>>()))
-        };
-        let (p50, p99) = (base(|sample| sample.p50_us), base(|sample| sample.p99_us));
-        self.valid()
-            .filter_map(|sample| match figure {
-                Figure::CpuPerUnit => Some(sample.cpu_us_per_unit),
-                Figure::CpuPerGb => Some(sample.cpu_us_per_unit / 1e6),
-                Figure::Memory => sample.pss_bytes,
-                Figure::AddedP50 => Some((sample.p50_us - p50).max(0.0)),
-                Figure::AddedP99 => Some((sample.p99_us - p99).max(0.0)),
-                Figure::P99 => Some(sample.p99_us),
-                Figure::Scaling => Some(sample.units_per_second),
-            })
-            .collect()
-    }
-
-    fn valid(&self) -> impl Iterator<Item = &Sample> {
-        self.samples.iter().filter(|sample| !sample.is_void)
-    }
-}
-
-impl Outcome {
-    fn judge(&mut self, bars: &[Bar]) {
-        let direct = self.cells.iter().find(|cell| cell.gateway == DIRECT);
-        for bar in bars {
-            let figure = bar.figure;
-            let all: Vec<(&Cell, Vec<f64>)> = self
-                .cells
-                .iter()
-                .filter(|cell| cell.gateway != DIRECT || figure == Figure::P99)
-                .map(|cell| (cell, cell.values(figure, direct)))
-                .filter(|(_, values)| !values.is_empty())
-                .collect();
-            let medians = all
-                .iter()
-                .map(|(cell, values)| (cell.gateway.clone(), statistics::median(values)))
-                .collect::<BTreeMap<_, _>>();
-            let sign = if figure.is_gain() { -1.0 } else { 1.0 };
-            let best = all
-                .iter()
-                .filter(|(cell, _)| !cell.is_ours && cell.gateway != DIRECT)
-                .min_by(|(_, a), (_, b)| {
-                    (sign * statistics::median(a)).total_cmp(&(sign * statistics::median(b)))
-                });
-            let ours = all.iter().find(|(cell, _)| cell.is_ours).map(|(_, values)| values);
-            let ratio = ours.zip(best).and_then(|(ours, best)| statistics::ratio(ours, &best.1));
-            let is_met = match (bar.best, bar.absolute, ours) {
-                (Some(bound), _, _) => ratio.map(|ratio| ratio.value <= bound),
-                (None, Some(bound), Some(ours)) if figure.is_gain() => {
-                    Some(statistics::median(ours) >= bound)
-                }
-                (None, Some(bound), Some(ours)) => Some(statistics::median(ours) <= bound),
-                _ => None,
-            };
-            let best = best.map(|(cell, _)| cell.gateway.clone());
-            self.rows.push(Row { figure, bar: *bar, medians, best, ratio, is_met });
-        }
-    }
-
-    /// For the progress line.
-    fn brief(&self) -> String {
-        if let Some(why) = &self.skipped {
-            return why.clone();
-        }
-        let Some(row) = self.rows.first() else { return String::new() };
-        let scale = if row.figure == Figure::Memory { 1024.0 } else { 1.0 };
-        let medians: Vec<String> = row
-            .medians
-            .iter()
-            .map(|(name, value)| format!("{name} {:.2}", value / scale))
-            .collect();
-        format!(" {} ({})", medians.join(", "), row.figure.label())
-    }
-}
-
-/// Counts here are far below 2^52.
-#[expect(clippy::cast_precision_loss, reason = "counts here are far below 2^52")]
-pub(crate) fn float(count: u64) -> f64 {
-    count as f64
 }

@@ -1,8 +1,11 @@
 //! Scenarios are files in `bench/scenarios`: what is asked, how often, and the bar that was set.
 
+use std::fmt::Write as _;
+
 use serde::{Deserialize, Serialize};
 use tlsplice_fixtures::{Error, Result};
 
+use crate::external::Generator;
 use crate::load::Group;
 
 /// The files, in the order of the report.
@@ -45,7 +48,7 @@ pub enum Layout {
     OneCore,
     /// The gateway has one core, load and origin another.
     TwoCores,
-    /// One worker on one core against two on two; load and origin have two more.
+    /// One worker on one core against two on two; load and origin have two more, where there are so many.
     Scaling,
 }
 
@@ -61,6 +64,13 @@ pub struct Point {
     /// Needs a Tomcat.
     #[serde(default)]
     pub tomcat: bool,
+    /// Other cores than the scenario's.
+    pub layout: Option<Layout>,
+    /// Who loads, if not we.
+    pub generator: Option<Generator>,
+    /// Told beside: what a relay that looks at nothing costs.
+    #[serde(default)]
+    pub floor: bool,
     /// Figures with a bar; the first one is what is shown.
     #[serde(rename = "bar")]
     pub bars: Vec<Bar>,
@@ -123,11 +133,11 @@ impl Figure {
     }
 }
 
-/// All scenarios, or the named one.
+/// All scenarios, or the named one; of these the points that have `point` in their names.
 ///
 /// # Errors
-/// When a file is malformed or there is no such scenario.
-pub fn load(only: Option<&str>) -> Result<Vec<Scenario>> {
+/// When a file is malformed or there is nothing of that name.
+pub fn load(only: Option<&str>, point: Option<&str>) -> Result<Vec<Scenario>> {
     let mut found = Vec::new();
     for (name, text) in FILES {
         if only.is_some_and(|only| only != *name) {
@@ -136,17 +146,35 @@ pub fn load(only: Option<&str>) -> Result<Vec<Scenario>> {
         let mut scenario: Scenario = toml::from_str(text)
             .map_err(|error| Error::failed(format!("bench/scenarios/{name}.toml: {error}")))?;
         (*name).clone_into(&mut scenario.name);
-        found.push(scenario);
+        scenario.points.retain(|found| point.is_none_or(|point| found.name.contains(point)));
+        if !scenario.points.is_empty() {
+            found.push(scenario);
+        }
     }
     if found.is_empty() {
         let names: Vec<&str> = FILES.iter().map(|(name, _)| *name).collect();
-        let only = only.unwrap_or_default();
+        let (only, point) = (only.unwrap_or("any"), point.unwrap_or_default());
         return Err(Error::failed(format!(
-            "no scenario {only:?}; there are: {}",
+            "no scenario {only:?} with a point {point:?}; there are: {}",
             names.join(", ")
         )));
     }
     Ok(found)
+}
+
+/// For `--list`.
+#[must_use]
+pub fn list(scenarios: &[Scenario]) -> String {
+    let mut text = String::new();
+    for scenario in scenarios {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{:<10} {}", scenario.name, scenario.title);
+        for point in &scenario.points {
+            let quick = if point.quick { " (quick)" } else { "" };
+            let _ = writeln!(text, "           - {}{quick}", point.name);
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -155,7 +183,7 @@ mod tests {
 
     #[test]
     fn every_file_is_well_formed_and_every_point_has_a_figure_and_a_load() {
-        let all = load(None).expect("they are well-formed");
+        let all = load(None, None).expect("they are well-formed");
         assert_eq!(all.len(), FILES.len());
         for point in all.iter().flat_map(|scenario| &scenario.points) {
             assert!(!point.bars.is_empty() && !point.groups.is_empty(), "{}", point.name);
@@ -169,7 +197,15 @@ mod tests {
 
     #[test]
     fn an_unknown_name_lists_the_known_ones() {
-        let error = load(Some("nonsense")).expect_err("no such file").to_string();
+        let error = load(Some("nonsense"), None).expect_err("no such file").to_string();
         assert!(error.contains("get, echo"), "{error}");
+        assert!(load(Some("get"), Some("nonsense")).is_err());
+    }
+
+    #[test]
+    fn points_are_chosen_by_a_part_of_their_name() {
+        let few = load(Some("get"), Some("plain, 64")).expect("there are some");
+        assert!(few[0].points.iter().all(|point| point.name.contains("plain, 64")));
+        assert!(!few[0].points.is_empty() && list(&few).contains("plain, 64"));
     }
 }

@@ -1,8 +1,9 @@
-//! Buffers of one worker, kept for reuse in three sizes.
+//! Buffers of one worker, kept for reuse in four sizes.
 //!
-//! What a connection pins while it is idle decides how many fit into memory: an idle socket waits with a
-//! [`Class::Small`] buffer, an active one with [`Class::Record`], and only a transfer that fills those gets
-//! [`Class::Bulk`] (a larger buffer costs 40 % less CPU per byte, but pins 256 KiB).
+//! What a connection pins while it is idle decides how many fit into memory: a socket on which little comes, such as
+//! that of a tunnel at rest, waits with a [`Class::Tiny`] buffer, others with [`Class::Small`], an active one with
+//! [`Class::Record`], and only a transfer that fills those gets [`Class::Bulk`] (a larger buffer costs 40 % less CPU per
+//! byte, but pins 256 KiB).
 
 use std::cell::RefCell;
 
@@ -13,6 +14,8 @@ use crate::transport::Buffer;
 /// Size of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
+    /// For a socket on which little comes.
+    Tiny,
     /// For a socket that waits.
     Small,
     /// For one TLS record of any size.
@@ -26,6 +29,7 @@ impl Class {
     #[must_use]
     pub fn bytes(self) -> usize {
         match self {
+            Self::Tiny => limits::BUFFER_TINY_BYTES,
             Self::Small => limits::BUFFER_SMALL_BYTES,
             Self::Record => limits::BUFFER_RECORD_BYTES,
             Self::Bulk => limits::BUFFER_BULK_BYTES,
@@ -35,7 +39,9 @@ impl Class {
     /// The smallest class that holds `bytes`; [`Class::Bulk`] when none does.
     #[must_use]
     pub fn holding(bytes: usize) -> Self {
-        if bytes <= limits::BUFFER_SMALL_BYTES {
+        if bytes <= limits::BUFFER_TINY_BYTES {
+            Self::Tiny
+        } else if bytes <= limits::BUFFER_SMALL_BYTES {
             Self::Small
         } else if bytes <= limits::BUFFER_RECORD_BYTES {
             Self::Record
@@ -48,16 +54,18 @@ impl Class {
     #[must_use]
     pub fn larger(self) -> Self {
         match self {
+            Self::Tiny => Self::Small,
             Self::Small => Self::Record,
             Self::Record | Self::Bulk => Self::Bulk,
         }
     }
 
-    /// The next smaller class; [`Class::Small`] is its own.
+    /// The next smaller class; [`Class::Tiny`] is its own.
     #[must_use]
     pub fn smaller(self) -> Self {
         match self {
-            Self::Small | Self::Record => Self::Small,
+            Self::Tiny | Self::Small => Self::Tiny,
+            Self::Record => Self::Small,
             Self::Bulk => Self::Record,
         }
     }
@@ -66,6 +74,7 @@ impl Class {
 /// Free buffers of one worker. What does not fit the bounds of [`limits`] is freed.
 #[derive(Debug, Default)]
 pub struct Buffers {
+    tiny: RefCell<Vec<Buffer>>,
     small: RefCell<Vec<Buffer>>,
     record: RefCell<Vec<Buffer>>,
     bulk: RefCell<Vec<Buffer>>,
@@ -102,6 +111,7 @@ impl Buffers {
 
     fn shelf(&self, class: Class) -> (&RefCell<Vec<Buffer>>, usize) {
         match class {
+            Class::Tiny => (&self.tiny, limits::BUFFERS_TINY_KEPT_MAX),
             Class::Small => (&self.small, limits::BUFFERS_SMALL_KEPT_MAX),
             Class::Record => (&self.record, limits::BUFFERS_RECORD_KEPT_MAX),
             Class::Bulk => (&self.bulk, limits::BUFFERS_BULK_KEPT_MAX),
@@ -133,12 +143,12 @@ mod tests {
         }
         buffers.give(Buffer::default());
         assert_eq!(buffers.bulk.borrow().len(), limits::BUFFERS_BULK_KEPT_MAX);
-        assert!(buffers.small.borrow().is_empty());
+        assert!(buffers.tiny.borrow().is_empty());
     }
 
     #[test]
     fn classes_are_ordered_and_hold_what_they_say() {
-        for class in [Class::Small, Class::Record, Class::Bulk] {
+        for class in [Class::Tiny, Class::Small, Class::Record, Class::Bulk] {
             assert_eq!(Class::holding(class.bytes()), class);
             assert!(class.smaller() <= class && class <= class.larger());
         }

@@ -14,8 +14,11 @@ pub const RECORD_WIRE_MAX: usize = RECORD_HEADER_BYTES + RECORD_PLAINTEXT_MAX + 
 /// Bytes that a client may send before its handshake is complete.
 pub const HANDSHAKE_BYTES_MAX: usize = 64 * 1024;
 
-/// Buffer of a socket that waits, in bytes: holds the usual request head or Guacamole message, and is all that an idle
-/// direction pins.
+/// Buffer of a socket on which little comes, in bytes: holds what a user does and most of what Guacamole says about it,
+/// and is all that an idle direction of a tunnel pins.
+pub const BUFFER_TINY_BYTES: usize = 512;
+
+/// Buffer of a socket that waits, in bytes: holds the usual request head.
 pub const BUFFER_SMALL_BYTES: usize = 1536;
 
 /// Buffer of an active socket, in bytes: one record of any size.
@@ -25,7 +28,10 @@ pub const BUFFER_RECORD_BYTES: usize = 20 * 1024;
 /// is gained.
 pub const BUFFER_BULK_BYTES: usize = 256 * 1024;
 
-/// Free buffers that a worker keeps: 1.5 MiB of small ones, ...
+/// Free buffers that a worker keeps: 0.5 MiB of tiny ones, ...
+pub const BUFFERS_TINY_KEPT_MAX: usize = 1024;
+
+/// ... 1.5 MiB of small ones, ...
 pub const BUFFERS_SMALL_KEPT_MAX: usize = 1024;
 
 /// ... 5 MiB for records ...
@@ -73,6 +79,9 @@ pub const ABORT_GRACE: Duration = Duration::from_secs(1);
 
 /// Descriptors kept for everything that is not a client or upstream socket: logs, rings, listeners, resolver.
 pub const DESCRIPTORS_RESERVED: u64 = 128;
+
+/// Connections that are taken out of a backlog together with the one that was waited for.
+pub const ACCEPTS_AT_ONCE_MAX: usize = 64;
 
 const _: () = assert!(BUFFER_RECORD_BYTES >= RECORD_WIRE_MAX, "a record must fit its buffer");
 const _: () = assert!(RECORD_WIRE_MAX < 32 * 1024, "a record must fit the usual receive buffer");

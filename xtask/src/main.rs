@@ -58,9 +58,7 @@ enum Command {
     /// system, and booted with the tests inside, with TLS in the kernel and in user space.
     Vm(vm::Options),
     /// Compare the gateway with nginx, HAProxy and Apache on this machine: CPU, memory and latency.
-    ///
-    /// Starts everything itself, runs all of them in turn, and writes a table here, and JSON, HTML and a chart to
-    /// `target/bench`. Figures are only as quiet as the machine; CPU per unit is what noise changes least.
+    #[command(disable_help_flag = true)]
     Bench(bench::Options),
 }
 

@@ -10,6 +10,7 @@ use tlsplice::message::fields::slots;
 use tlsplice::message::request::RequestHead;
 use tlsplice::message::response::ResponseHead;
 use tlsplice::message::rewrite::{Identity, Mapping, write_request};
+use tlsplice::message::via::Pseudonym;
 use tlsplice::message::{HeadLimits, Parsed};
 
 const LIMITS: HeadLimits = HeadLimits { bytes: 32 * 1024, fields: 100 };
@@ -55,7 +56,8 @@ fn request(out: &mut Vec<u8>) {
     let Ok(Parsed::Complete(head, _)) = parsed else { panic!("a whole, valid head") };
     let mapping = Mapping { public: "/guacamole", upstream: "/guacamole" };
     let peer = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
-    let identity = Identity { peer, peer_is_trusted: false, https: true, port: 443 };
+    let pseudonym = Pseudonym(1);
+    let identity = Identity { peer, peer_is_trusted: false, https: true, port: 443, pseudonym };
     write_request(&head, mapping, identity, &HeaderEdits::default(), out);
 }
 

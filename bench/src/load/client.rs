@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use mio::{Events, Interest, Poll, Token};
 
 use super::Front;
+use super::message::{request, stamps};
 use super::socket::{Socket, Tls};
 use super::{Fronts, Group, SETUP, Tally, Work, failed};
 use crate::origin::{field, head_end};
@@ -32,6 +33,9 @@ pub struct Client {
     filler: Vec<u8>,
     ready: usize,
     opening: usize,
+    /// Whether all connections are there. Before, those that are wait: else the last would have to get past the load of
+    /// all others, which takes minutes when there are a thousand.
+    has_begun: bool,
     resumed: u64,
 }
 
@@ -51,6 +55,8 @@ struct Slot {
     socket: Option<Socket>,
     is_connected: bool,
     is_ready: bool,
+    /// Its next turn comes when all connections are there.
+    is_held: bool,
     output: Vec<u8>,
     written: usize,
     /// Bytes of a request body still to go.
@@ -70,7 +76,7 @@ enum Stage {
 }
 
 impl Client {
-    /// Connects all groups and brings them to where they begin to work.
+    /// Connects all groups, brings them to where they can work, and lets them begin.
     ///
     /// # Errors
     /// When that does not happen in time, or a connection ends.
@@ -109,6 +115,7 @@ impl Client {
             filler: vec![b'u'; BUFFER],
             ready: 0,
             opening: 0,
+            has_begun: false,
             resumed: 0,
         };
         let deadline = Instant::now() + SETUP;
@@ -126,7 +133,36 @@ impl Client {
                 )));
             }
         }
+        client.begin()?;
         Ok(client)
+    }
+
+    /// Lets go what was held.
+    fn begin(&mut self) -> io::Result<()> {
+        self.has_begun = true;
+        for slot in 0..self.slots.len() {
+            if std::mem::take(&mut self.slots[slot].is_held) {
+                self.next(slot)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next request or message of a connection whose last one is answered.
+    fn next(&mut self, slot: usize) -> io::Result<()> {
+        let entry = &mut self.slots[slot];
+        if !self.has_begun {
+            entry.is_held = true;
+            return Ok(());
+        }
+        let state = &self.groups[entry.group];
+        if matches!(state.group.work, Work::Echo { .. }) {
+            entry.since.push_back(clock::now());
+            entry.output.extend_from_slice(&state.frame);
+        } else {
+            entry.ask(state);
+        }
+        self.write(slot)
     }
 
     /// Works for `window` and returns what each group did in it.
@@ -410,8 +446,7 @@ impl Client {
             }
             _ => state.tally.on_unit(took),
         }
-        entry.ask(state);
-        self.write(slot)
+        self.next(slot)
     }
 
     fn on_message(&mut self, slot: usize) -> io::Result<()> {
@@ -424,12 +459,7 @@ impl Client {
             state.tally.on_unit(clock::now().saturating_sub(begun));
         }
         entry.stage = Stage::Tunnel(state.answer());
-        if matches!(state.group.work, Work::Echo { .. }) {
-            entry.since.push_back(clock::now());
-            entry.output.extend_from_slice(&state.frame);
-            return self.write(slot);
-        }
-        Ok(())
+        if matches!(state.group.work, Work::Echo { .. }) { self.next(slot) } else { Ok(()) }
     }
 
     /// An upload is at work as soon as some of it is sent; its answer may be a minute away.
@@ -464,6 +494,7 @@ impl Slot {
             socket: None,
             is_connected: false,
             is_ready: false,
+            is_held: false,
             output: Vec::new(),
             written: 0,
             upload: 0,
@@ -485,64 +516,6 @@ impl Slot {
     }
 }
 
-/// As a browser asks, with the fields that a gateway has to look at.
-fn request(work: &Work, host: &str) -> Vec<u8> {
-    let common = format!(
-        "Host: {host}\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0\r\n\
-         Accept: text/html,application/xhtml+xml,*/*;q=0.8\r\nAccept-Language: en-US,en;q=0.5\r\n\
-         Cookie: JSESSIONID=0123456789ABCDEF0123456789ABCDEF\r\n"
-    );
-    let text = match work {
-        Work::Get { path } => format!("GET {path} HTTP/1.1\r\n{common}\r\n"),
-        Work::Connect { .. } => format!("GET /small HTTP/1.1\r\n{common}\r\n"),
-        Work::Download { bytes } => format!("GET /bytes/{bytes} HTTP/1.1\r\n{common}\r\n"),
-        Work::Upload { bytes } => {
-            format!("POST /sink HTTP/1.1\r\n{common}Content-Length: {bytes}\r\n\r\n")
-        }
-        Work::Stream => format!("GET /stream HTTP/1.1\r\n{common}\r\n"),
-        Work::Echo { .. } | Work::Paced { .. } | Work::Idle => format!(
-            "GET /ws HTTP/1.1\r\n{common}Connection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        ),
-    };
-    text.into_bytes()
-}
-
-/// The ages of the whole stamps in `input`, which keeps what may be the beginning of another.
-fn stamps(input: &mut Vec<u8>, now: u64) -> Vec<u64> {
-    let mut ages = Vec::new();
-    let mut from = 0;
-    while let Some(at) = input[from..].iter().position(|byte| *byte == clock::MARK) {
-        let start = from + at + 1;
-        let Some(digits) = input.get(start..start + clock::DIGITS) else {
-            input.drain(..from + at);
-            return ages;
-        };
-        let stamp = std::str::from_utf8(digits).ok().and_then(|text| text.parse::<u64>().ok());
-        ages.extend(stamp.map(|stamp| now.saturating_sub(stamp)));
-        from = start + clock::DIGITS;
-    }
-    input.clear();
-    ages
-}
-
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stamps_are_found_however_the_bytes_are_cut() {
-        let chunk = clock::stamped();
-        for cut in 1..chunk.len() {
-            let mut input = chunk[..cut].to_vec();
-            let mut found = stamps(&mut input, u64::MAX / 2);
-            input.extend_from_slice(&chunk[cut..]);
-            found.extend(stamps(&mut input, u64::MAX / 2));
-            assert_eq!(found.len(), 1, "cut at {cut}");
-        }
-    }
 }

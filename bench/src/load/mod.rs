@@ -6,6 +6,7 @@
 pub mod socket;
 
 mod client;
+mod message;
 
 use std::io;
 use std::net::SocketAddr;
@@ -99,7 +100,9 @@ pub struct Fronts {
 }
 
 impl Fronts {
-    fn address(&self, front: Front) -> SocketAddr {
+    /// That of one listener.
+    #[must_use]
+    pub fn address(&self, front: Front) -> SocketAddr {
         match front {
             Front::Tls => self.tls,
             Front::Rsa => self.rsa,

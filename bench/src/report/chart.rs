@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::Report;
 use super::table::number;
-use crate::run::{Outcome, Row};
+use crate::outcome::{Outcome, Row};
 
 /// Ours first; the others keep theirs throughout.
 const COLOURS: [&str; 5] = ["#0b6e4f", "#8d99ae", "#b5838d", "#c9ada7", "#6d6875"];

@@ -4,6 +4,7 @@ mod chart;
 mod html;
 mod table;
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -11,7 +12,7 @@ use std::process::Command;
 use serde::Serialize;
 use tlsplice_fixtures::{Error, Result};
 
-use crate::run::Outcome;
+use crate::outcome::Outcome;
 
 pub use chart::summary as summary_chart;
 pub use html::page;
@@ -26,6 +27,8 @@ pub struct Report {
     pub machine: String,
     /// Programs by name.
     pub versions: Vec<(String, String)>,
+    /// Rivals that could not be had, with the reason.
+    pub left_out: Vec<(String, String)>,
     /// Runs of each gateway and point.
     pub runs: usize,
     /// Seconds that counted in each.
@@ -35,16 +38,19 @@ pub struct Report {
 }
 
 impl Report {
-    /// Writes `report.json`, `report.html` and `summary.svg`.
+    /// Writes `report.json`, `report.html`, `summary.md` and `summary.svg`.
     ///
     /// # Errors
     /// When the directory cannot be written.
     pub fn write(&self, directory: &Path) -> Result<()> {
         let json = serde_json::to_string_pretty(self)
             .map_err(|error| Error::failed(format!("cannot write JSON: {error}")))?;
+        fs::create_dir_all(directory)
+            .map_err(Error::io(format!("cannot make {}", directory.display())))?;
         for (name, text) in [
             ("report.json", json),
             ("report.html", page(self)),
+            ("summary.md", format!("{}\n{}", self.provenance(), bars(self))),
             ("summary.svg", summary_chart(self)),
         ] {
             let path = directory.join(name);
@@ -52,6 +58,25 @@ impl Report {
                 .map_err(Error::io(format!("cannot write {}", path.display())))?;
         }
         Ok(())
+    }
+}
+
+impl Report {
+    /// When, where, with what and how: what a table is worth nothing without.
+    #[must_use]
+    pub fn provenance(&self) -> String {
+        // Writing to a string cannot fail.
+        let mut text = format!(
+            "{}, {}; medians of at most {} interleaved runs of {} s.\n",
+            self.date, self.machine, self.runs, self.window_seconds
+        );
+        for (name, version) in &self.versions {
+            let _ = writeln!(text, "- {name}: {version}");
+        }
+        for (name, why) in &self.left_out {
+            let _ = writeln!(text, "- {name}: left out: {}", why.trim());
+        }
+        text
     }
 }
 

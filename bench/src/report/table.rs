@@ -3,14 +3,18 @@
 use std::fmt::Write as _;
 
 use super::Report;
-use crate::run::{Cell, Outcome, Row};
+use crate::gateways::Kind;
+use crate::outcome::{Cell, Outcome, Row};
 use crate::scenario::Figure;
 use crate::statistics::median;
 
 /// One line for each figure: all gateways, the ratio to the best rival, and the bar. Valid as Markdown.
 #[must_use]
 pub fn bars(report: &Report) -> String {
-    let names: Vec<&str> = report.versions.iter().map(|(name, _)| name.as_str()).collect();
+    let mut names: Vec<&str> = report.versions.iter().map(|(name, _)| name.as_str()).collect();
+    let floor = Kind::Floor.name();
+    let mut rows = report.outcomes.iter().flat_map(|outcome| &outcome.rows);
+    names.extend(rows.any(|row| row.medians.contains_key(floor)).then_some(floor));
     let mut lines = vec![
         std::iter::once("What")
             .chain(["Figure"])
@@ -51,6 +55,11 @@ pub fn bars(report: &Report) -> String {
             text.push_str("|\n");
         }
     }
+    for outcome in &report.outcomes {
+        if let Some(note) = &outcome.note {
+            let _ = writeln!(text, "\n{}: {}: {note}", outcome.scenario, outcome.point);
+        }
+    }
     text
 }
 
@@ -60,7 +69,7 @@ pub fn details(report: &Report) -> String {
     let mut text = String::new();
     for outcome in &report.outcomes {
         for cell in &outcome.cells {
-            let of = |value: fn(&crate::run::Sample) -> f64| {
+            let of = |value: fn(&crate::outcome::Sample) -> f64| {
                 median(&cell.samples.iter().map(value).collect::<Vec<_>>())
             };
             let syscalls =

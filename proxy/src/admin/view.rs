@@ -83,7 +83,7 @@ impl View {
     /// What the kernel has measured of a connection, or had at its end: that is what will be added to those that have
     /// ended, and a sum must never fall.
     fn reading(&self, live: &Live) -> Option<Reading> {
-        let last = || live.last.get().cloned();
+        let last = || live.last.get().map(|reading| (**reading).clone());
         let now = || live.cookie.and_then(|cookie| self.meter.reading(cookie));
         // It may end between the two.
         last().or_else(now).or_else(last)

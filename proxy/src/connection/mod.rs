@@ -9,7 +9,9 @@ mod exchange;
 mod fold;
 mod moved;
 mod request;
+mod response;
 mod session;
+mod tunnel;
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -37,9 +39,15 @@ use crate::telemetry::{
 use crate::timers::{Activity, Timers};
 use crate::transport::Transport as _;
 
+use exchange::Forwarded;
 use fold::Fold;
 use request::{Facts, Plan};
 use session::Session;
+use tunnel::Tunnel;
+
+/// Said when a connection ends for the sake of its key.
+const KEY_WORN: &str =
+    "a TLS key has protected as many records as it may and cannot be changed: the connection ends";
 
 /// What the connections of one worker share.
 pub struct Core<N: Network> {
@@ -83,7 +91,18 @@ enum After {
     Abort,
 }
 
+/// What the requests of a connection came to.
+enum Served<N: Network> {
+    /// There will be no more of them.
+    Over(After),
+    /// The last one opened a tunnel.
+    Upgraded(Box<Tunnel<N>>),
+}
+
 /// Serves one connection until its end.
+///
+/// Handshake and requests are stages of their own on the heap: what a tunnel does not need is given back before it
+/// begins, and there are many tunnels, most of them silent.
 pub async fn serve<N: Network>(core: Rc<Core<N>>, io: N::Io, client: ClientAddr, door: Door) {
     let cookie = if core.meter.is_on() { io.cookie() } else { None };
     let accepted = SocketAddr::new(client.ip(), client.port());
@@ -91,29 +110,29 @@ pub async fn serve<N: Network>(core: Rc<Core<N>>, io: N::Io, client: ClientAddr,
     let recorded = cookie.and_then(source);
     let peer = Peer { client, source: recorded.map_or(client, ClientAddr::new) };
     let entered = core.counters.enter(accepted, cookie);
-    match session::establish(&core, io, door, entered.live()).await {
-        Ok(mut session) => {
-            core.counters.on_established(session.tls, session.tls_reason);
-            if let Some(gauge) = cookie.and_then(|cookie| Gauge::begin(&core.meter, cookie)) {
-                session.measure(gauge);
-            }
-            let mut fold = None;
-            let after = requests(&core, &mut session, peer, door, &mut fold).await;
-            if let Some((generation, fold)) = fold {
-                write_record(&generation, Fold::into_record(fold), session.gauge.as_deref());
-            }
-            entered.measured(session.gauge.as_deref().and_then(Gauge::reading));
-            match after {
-                After::KeepAlive | After::Close => close(&mut session).await,
-                After::Abort => abort(&mut session).await,
-            }
-        }
+    let established = Box::pin(session::establish(&core, io, door, entered.live())).await;
+    let mut session = match established {
+        Ok(session) => session,
         Err(error) => {
             if let Some(failure) = error.failure() {
                 core.counters.handshake_failures[failure as usize].add(1);
             }
             tracing::debug!(client = %client, "no session: {error}");
+            return;
         }
+    };
+    core.counters.on_established(session.tls, session.tls_reason);
+    if let Some(gauge) = cookie.and_then(|cookie| Gauge::begin(&core.meter, cookie)) {
+        session.measure(gauge);
+    }
+    let after = match Box::pin(requests(&core, &mut session, peer, door)).await {
+        Served::Over(after) => after,
+        Served::Upgraded(tunnel) => tunnel.run(&core, &mut session).await,
+    };
+    entered.measured(session.gauge.as_deref().and_then(Gauge::reading));
+    match after {
+        After::KeepAlive | After::Close => close(&mut session).await,
+        After::Abort => abort(&mut session).await,
     }
 }
 
@@ -134,13 +153,28 @@ async fn requests<N: Network>(
     session: &mut Session<N::Io>,
     peer: Peer,
     door: Door,
+) -> Served<N> {
+    let mut fold = None;
+    let served = serve_all(core, session, peer, door, &mut fold).await;
+    if let Some((generation, fold)) = fold {
+        write_record(&generation, Fold::into_record(fold), session.gauge.as_deref());
+    }
+    served
+}
+
+/// The same, with what is told of several requests at once left open at the end.
+async fn serve_all<N: Network>(
+    core: &Core<N>,
+    session: &mut Session<N::Io>,
+    peer: Peer,
+    door: Door,
     fold: &mut OpenFold<N>,
-) -> After {
+) -> Served<N> {
     loop {
         let generation = Rc::clone(&core.generation.borrow());
         let limits = &generation.shared.config.limits;
         if let Some(after) = wait(core, session, limits.keep_alive_timeout).await {
-            return after;
+            return Served::Over(after);
         }
         let start = Instant::now();
         session.watch.set_activity(Activity::Exchange);
@@ -162,7 +196,7 @@ async fn requests<N: Network>(
         let mut record = new_record(peer.source, session);
         let plan = match read_head(session, &facts, &mut record).await {
             Ok(plan) => plan,
-            Err(after) => return after,
+            Err(after) => return Served::Over(after),
         };
         session.watch.receive_at_leisure();
         let after = match plan {
@@ -180,9 +214,15 @@ async fn requests<N: Network>(
             Plan::Forward(forward) => {
                 let app = generation.shared.config.routes[forward.route].app;
                 let is_folded = app == App::Guacamole && fold::is_tunnel_request(&record.target);
-                let after =
-                    exchange::forward(core, &generation, session, &forward, &mut record, start)
-                        .await;
+                let forwarded =
+                    exchange::forward(core, &generation, session, &forward, &mut record, start);
+                let after = match forwarded.await {
+                    Forwarded::Over(after) => after,
+                    Forwarded::Upgraded(lease) => {
+                        let tunnel = Tunnel { generation, lease, record, start };
+                        return Served::Upgraded(Box::new(tunnel));
+                    }
+                };
                 if is_folded && record.status == 200 && record.fault.is_none() {
                     record.total = start.elapsed();
                     count(core, &generation, &record);
@@ -190,7 +230,7 @@ async fn requests<N: Network>(
                     if after == After::KeepAlive {
                         continue;
                     }
-                    return after;
+                    return Served::Over(after);
                 }
                 after
             }
@@ -202,7 +242,7 @@ async fn requests<N: Network>(
         }
         write_record(&generation, record, session.gauge.as_deref());
         if after != After::KeepAlive {
-            return after;
+            return Served::Over(after);
         }
     }
 }

@@ -49,6 +49,8 @@ pub async fn tunnel<T: Transport, U: Transport>(
         gaps.on_bytes(down_watch.now());
     };
     touch();
+    down_reader.expect_little();
+    up_reader.expect_little();
     let mut inbound = pin!(direction(down_reader, up_writer, &touch));
     let mut outbound = pin!(direction(up_reader, down_writer, &touch_down));
     let (mut inbound_done, mut outbound_done) = (false, false);

@@ -226,6 +226,11 @@ impl<T: Transport> Reader<T> {
         self.appetite = Appetite { class: Class::Small, small_reads: 0 };
     }
 
+    /// Says that what comes is small and seldom: waiting for it is to pin as little as possible.
+    pub fn expect_little(&mut self) {
+        self.appetite = Appetite { class: Class::Tiny, small_reads: 0 };
+    }
+
     /// The buffers in use.
     #[must_use]
     pub fn buffers(&self) -> Rc<Buffers> {

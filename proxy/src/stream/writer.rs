@@ -454,7 +454,8 @@ impl<T: Transport> Writer<T> {
         if self.stage.spare() >= more {
             return;
         }
-        let class = Class::holding(self.stage.len() + more);
+        // A head is followed by a body more often than not: growing once costs more than the room.
+        let class = Class::holding(self.stage.len() + more).max(Class::Small);
         if class.bytes() > self.stage.capacity() {
             let mut larger = self.buffers.take(class);
             larger.append(self.stage.filled());

@@ -312,7 +312,7 @@ impl Entered {
     pub fn measured(&self, reading: Option<Reading>) {
         if let Some(reading) = reading {
             // Told once, at the end: the place is empty.
-            let _ = self.live.last.set(reading);
+            let _ = self.live.last.set(Box::new(reading));
         }
     }
 }

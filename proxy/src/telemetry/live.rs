@@ -75,7 +75,7 @@ pub struct Live {
     /// Silences of the present or last tunnel towards the client.
     pub risk: Arc<RiskCounters>,
     /// What the kernel had measured at the end.
-    pub last: OnceLock<Reading>,
+    pub last: OnceLock<Box<Reading>>,
     doing: AtomicU8,
     tls: AtomicU8,
     /// Index of the route in the worker's list, plus 1; 0 is none.

@@ -43,3 +43,28 @@ fn bytes_go_both_ways() {
         assert_eq!((received.unwrap(), buffer.filled()), (5, &b"hello"[..]));
     });
 }
+
+#[test]
+fn connections_that_wait_are_accepted_in_one_turn() {
+    ring(|| async {
+        const COUNT: usize = 20;
+        let listener = Listener::bind(LOCALHOST, &ListenOptions::default()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let connect = |_| std::net::TcpStream::connect(address).unwrap();
+        let clients: Vec<_> = (0..COUNT).map(connect).collect();
+        let mut peers = vec![listener.accept().await.unwrap().1];
+        for _ in 1..COUNT {
+            // No turn of the ring in between: under load, one turn takes as long as everybody's work together.
+            let accept = std::pin::pin!(listener.accept());
+            let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+            let std::task::Poll::Ready(accepted) = accept.poll(&mut cx) else {
+                panic!("{} of {COUNT} were accepted, the others have to wait", peers.len());
+            };
+            peers.push(accepted.unwrap().1);
+        }
+        let here: Vec<_> = clients.iter().map(|client| client.local_addr().unwrap()).collect();
+        assert_eq!(peers, here, "in the order in which they came");
+        listener.close();
+        assert!(matches!(listener.accept().await, Err(AcceptError::Closed)));
+    });
+}

@@ -1,0 +1,232 @@
+//! What came of the runs of a point, and how it compares.
+
+use std::collections::BTreeMap;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use tlsplice_fixtures::{Error, Result};
+
+use crate::scenario::{Bar, Figure, Layout};
+use crate::statistics::{self, Ratio};
+
+/// The name of the runs without any gateway.
+pub const DIRECT: &str = "direct";
+
+/// What a column of the comparison is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// This project.
+    Ours,
+    /// Somebody else's gateway.
+    Rival,
+    /// No gateway: what there is to be measured against.
+    Reference,
+}
+
+/// One run.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Sample {
+    /// CPU of the gateway per unit, microseconds.
+    pub cpu_us_per_unit: f64,
+    /// Context switches of the gateway per unit.
+    pub switches_per_unit: f64,
+    /// Units per second: shown, never claimed.
+    pub units_per_second: f64,
+    /// Latency, microseconds.
+    pub p50_us: f64,
+    /// Latency, microseconds.
+    pub p99_us: f64,
+    /// Latency, microseconds.
+    pub max_us: f64,
+    /// Proportional set size per connection, bytes.
+    pub pss_bytes: Option<f64>,
+    /// CPU of load and origin divided by the time that passed.
+    pub load_share: f64,
+    /// CPU of the gateway divided by the time that passed.
+    pub gateway_share: f64,
+    /// Whether load and origin were the bottleneck.
+    pub is_void: bool,
+}
+
+/// All runs of one gateway at one point.
+#[derive(Clone, Debug, Serialize)]
+pub struct Cell {
+    /// Who.
+    pub gateway: String,
+    /// What it is.
+    pub role: Role,
+    /// In the order of time.
+    pub samples: Vec<Sample>,
+    /// Why there are none, or fewer.
+    pub failure: Option<String>,
+    /// System calls of the gateway per unit, from a short run of their own.
+    pub syscalls_per_unit: Option<f64>,
+    /// Percentiles of the latency of all runs that count, microseconds.
+    pub latency: Vec<(f64, f64)>,
+    #[serde(skip)]
+    histogram: Option<Histogram<u64>>,
+}
+
+/// A figure of all gateways against its bar.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// What is compared.
+    pub figure: Figure,
+    /// The bar.
+    pub bar: Bar,
+    /// Medians by name.
+    pub medians: BTreeMap<String, f64>,
+    /// The best rival.
+    pub best: Option<String>,
+    /// Ours against it.
+    pub ratio: Option<Ratio>,
+    /// None without a bar, or when there is nothing to compare.
+    pub is_met: Option<bool>,
+}
+
+/// What was found at one point.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// Stem of the scenario's file.
+    pub scenario: String,
+    /// Its title.
+    pub title: String,
+    /// The point.
+    pub point: String,
+    /// Name of a unit.
+    pub unit: String,
+    /// Cores.
+    pub layout: Layout,
+    /// By gateway.
+    pub cells: Vec<Cell>,
+    /// By figure.
+    pub rows: Vec<Row>,
+    /// Why it was not run.
+    pub skipped: Option<String>,
+    /// What has to be known about the figures.
+    pub note: Option<String>,
+}
+
+impl Cell {
+    pub(crate) fn new(gateway: String, role: Role) -> Self {
+        Self {
+            gateway,
+            role,
+            samples: Vec::new(),
+            failure: None,
+            syscalls_per_unit: None,
+            latency: Vec::new(),
+            histogram: None,
+        }
+    }
+
+    /// Adds a run.
+    ///
+    /// # Errors
+    /// When its latencies are not those of our own load.
+    pub(crate) fn add(&mut self, sample: Sample, histogram: Option<Histogram<u64>>) -> Result<()> {
+        if let Some(histogram) = histogram.filter(|_| !sample.is_void) {
+            match &mut self.histogram {
+                Some(sum) => {
+                    sum.add(&histogram).map_err(|error| Error::failed(error.to_string()))?
+                }
+                None => self.histogram = Some(histogram),
+            }
+        }
+        self.samples.push(sample);
+        Ok(())
+    }
+
+    pub(crate) fn finish(&mut self) {
+        const QUANTILES: [f64; 12] =
+            [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0];
+        if let Some(histogram) = &self.histogram {
+            let at = |q| (q, float(histogram.value_at_quantile(q)) / 1e3);
+            self.latency = QUANTILES.into_iter().map(at).collect();
+        }
+    }
+
+    /// The figure in each run that counts.
+    #[must_use]
+    pub fn values(&self, figure: Figure, direct: Option<&Self>) -> Vec<f64> {
+        let base = |of: fn(&Sample) -> f64| {
+            direct.map_or(0.0, |cell| statistics::median(&cell.valid().map(of).collect::<Vec<_>>()))
+        };
+        let (p50, p99) = (base(|sample| sample.p50_us), base(|sample| sample.p99_us));
+        self.valid()
+            .filter_map(|sample| match figure {
+                Figure::CpuPerUnit => Some(sample.cpu_us_per_unit),
+                Figure::CpuPerGb => Some(sample.cpu_us_per_unit / 1e6),
+                Figure::Memory => sample.pss_bytes,
+                Figure::AddedP50 => Some((sample.p50_us - p50).max(0.0)),
+                Figure::AddedP99 => Some((sample.p99_us - p99).max(0.0)),
+                Figure::P99 => Some(sample.p99_us),
+                Figure::Scaling => Some(sample.units_per_second),
+            })
+            .collect()
+    }
+
+    fn valid(&self) -> impl Iterator<Item = &Sample> {
+        self.samples.iter().filter(|sample| !sample.is_void)
+    }
+}
+
+impl Outcome {
+    pub(crate) fn judge(&mut self, bars: &[Bar]) {
+        let direct = self.cells.iter().find(|cell| cell.gateway == DIRECT);
+        for bar in bars {
+            let figure = bar.figure;
+            let all: Vec<(&Cell, Vec<f64>)> = self
+                .cells
+                .iter()
+                .filter(|cell| cell.gateway != DIRECT || figure == Figure::P99)
+                .map(|cell| (cell, cell.values(figure, direct)))
+                .filter(|(_, values)| !values.is_empty())
+                .collect();
+            let medians = all
+                .iter()
+                .map(|(cell, values)| (cell.gateway.clone(), statistics::median(values)))
+                .collect::<BTreeMap<_, _>>();
+            let sign = if figure.is_gain() { -1.0 } else { 1.0 };
+            let best =
+                all.iter().filter(|(cell, _)| cell.role == Role::Rival).min_by(|(_, a), (_, b)| {
+                    (sign * statistics::median(a)).total_cmp(&(sign * statistics::median(b)))
+                });
+            let ours =
+                all.iter().find(|(cell, _)| cell.role == Role::Ours).map(|(_, values)| values);
+            let ratio = ours.zip(best).and_then(|(ours, best)| statistics::ratio(ours, &best.1));
+            let is_met = match (bar.best, bar.absolute, ours) {
+                (Some(bound), _, _) => ratio.map(|ratio| ratio.value <= bound),
+                (None, Some(bound), Some(ours)) if figure.is_gain() => {
+                    Some(statistics::median(ours) >= bound)
+                }
+                (None, Some(bound), Some(ours)) => Some(statistics::median(ours) <= bound),
+                _ => None,
+            };
+            let best = best.map(|(cell, _)| cell.gateway.clone());
+            self.rows.push(Row { figure, bar: *bar, medians, best, ratio, is_met });
+        }
+    }
+
+    /// For the progress line.
+    pub(crate) fn brief(&self) -> String {
+        if let Some(why) = &self.skipped {
+            return why.clone();
+        }
+        let Some(row) = self.rows.first() else { return String::new() };
+        let scale = if row.figure == Figure::Memory { 1024.0 } else { 1.0 };
+        let medians: Vec<String> = row
+            .medians
+            .iter()
+            .map(|(name, value)| format!("{name} {:.2}", value / scale))
+            .collect();
+        format!(" {} ({})", medians.join(", "), row.figure.label())
+    }
+}
+
+/// Counts here are far below 2^52.
+#[expect(clippy::cast_precision_loss, reason = "counts here are far below 2^52")]
+pub(crate) fn float(count: u64) -> f64 {
+    count as f64
+}
