@@ -27,6 +27,7 @@
 //! # [access_log]: target, format
 //! # [telemetry]: flush_latency, connections
 //! # [admin]: socket, address
+//! # [process]: user, group, filter
 //! ```
 //!
 //! Unknown keys are refused, values have bounds, and the order of tables never matters. Durations
@@ -49,17 +50,18 @@ pub(crate) mod tests;
 
 use std::io;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use toml::de::DeTable;
 
 pub use model::{
-    AccessLog, Admin, App, CertificateSummary, Config, EndpointAddr, FlushLatency, HeaderEdits,
-    Host, Limits, Listener, LogFormat, LogTarget, Offload, Route, Service, Splice, Telemetry,
-    Upstream,
+    AccessLog, Account, Admin, App, CallFilter, CertificateSummary, Config, EndpointAddr,
+    FlushLatency, HeaderEdits, Host, Limits, Listener, LogFormat, LogTarget, Offload, Process,
+    Route, Service, Splice, Telemetry, Upstream,
 };
 pub use report::{Problem, Report, Severity};
-pub use source::{Disk, FILE_BYTES_MAX, FileContents, FileSource};
+pub use source::{Disk, FILE_BYTES_MAX, FileContents, FileSource, PERMISSION_DENIED};
 
 use report::Fault;
 use table::Table;
@@ -112,7 +114,7 @@ impl Config {
                 .filter(|parent| !parent.as_os_str().is_empty())
                 .unwrap_or(Path::new(".")),
             now: i64::try_from(now).unwrap_or(i64::MAX),
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            cores: cores(),
         };
         parse(text, path, &mut surroundings)
     }
@@ -151,6 +153,7 @@ pub fn parse(
     let access_log = sections::access_log(&mut root, &mut report, surroundings);
     let telemetry = sections::telemetry(&mut root, &mut report);
     let admin = sections::admin(&mut root, &mut report, surroundings);
+    let process = sections::process(&mut root, &mut report, surroundings);
     root.finish(&mut report, &[]);
 
     report.sort();
@@ -168,10 +171,17 @@ pub fn parse(
         access_log,
         telemetry,
         admin,
+        process,
         workers,
         drain_timeout,
     };
     Ok(Loaded { config, warnings: report })
+}
+
+/// Counted once: a reload must not find another number because the files that tell of quotas are closed by then.
+fn cores() -> usize {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 fn unreadable_hint(error: &io::Error) -> Option<String> {

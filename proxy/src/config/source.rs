@@ -1,11 +1,15 @@
 //! Where files come from: the disk, or a test's own.
 
+use std::ffi::CString;
 use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{Group, User};
 use zeroize::Zeroizing;
+
+use super::model::Account;
 
 /// Largest file that is read, in bytes. A chain with many names has tens of kilobytes.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -29,6 +33,18 @@ pub trait FileSource {
 
     /// Whether `path` is a directory that can be seen.
     fn is_directory(&mut self, path: &Path) -> bool;
+
+    /// A user of this machine, with its groups; None when there is none of this name.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    fn account(&mut self, user: &str) -> io::Result<Option<Account>>;
+
+    /// The number of a group of this machine; None when there is none of this name.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    fn group(&mut self, name: &str) -> io::Result<Option<u32>>;
 }
 
 /// The file system.
@@ -77,13 +93,32 @@ impl FileSource for Disk {
     fn is_directory(&mut self, path: &Path) -> bool {
         path.is_dir()
     }
+
+    fn account(&mut self, user: &str) -> io::Result<Option<Account>> {
+        let Some(found) = User::from_name(user)? else { return Ok(None) };
+        let name = CString::new(user)?;
+        let groups = nix::unistd::getgrouplist(&name, found.gid)?;
+        Ok(Some(Account {
+            name: found.name,
+            user: found.uid.as_raw(),
+            group: found.gid.as_raw(),
+            groups: groups.into_iter().map(nix::unistd::Gid::as_raw).collect(),
+        }))
+    }
+
+    fn group(&mut self, name: &str) -> io::Result<Option<u32>> {
+        Ok(Group::from_name(name)?.map(|group| group.gid.as_raw()))
+    }
 }
+
+/// What problems say of files that may not be read.
+pub const PERMISSION_DENIED: &str = "permission denied";
 
 /// A plain sentence for an error of [`FileSource::read`].
 pub(super) fn explain(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "no such file".to_owned(),
-        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        io::ErrorKind::PermissionDenied => PERMISSION_DENIED.to_owned(),
         _ => error.to_string(),
     }
 }

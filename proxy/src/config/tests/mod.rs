@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{CertificateParams, DnType, Issuer, KeyPair, date_time_ymd};
 
-use super::{FileContents, FileSource, Loaded, Problem, Report, Severity, Surroundings, parse};
+use super::{
+    Account, FileContents, FileSource, Loaded, Problem, Report, Severity, Surroundings, parse,
+};
 
 /// 2026-01-01T00:00:00Z, when every test takes place.
 const NOW: i64 = 1_767_225_600;
@@ -67,6 +69,15 @@ impl FileSource for Memory {
 
     fn is_directory(&mut self, path: &Path) -> bool {
         path == Path::new("/var/log") || path == Path::new("/etc/tlsplice")
+    }
+
+    fn account(&mut self, user: &str) -> io::Result<Option<Account>> {
+        let account = Account { name: user.to_owned(), user: 900, group: 901, groups: vec![901] };
+        Ok((user == "tlsplice").then_some(account))
+    }
+
+    fn group(&mut self, name: &str) -> io::Result<Option<u32>> {
+        Ok((name == "web").then_some(33))
     }
 }
 
