@@ -40,9 +40,12 @@ pub enum GatewayError {
     /// A worker could not start.
     #[error("{0}")]
     Worker(#[from] WorkerError),
-    /// The access log, a thread or the signal handler could not be had.
+    /// A thread or the signal handler could not be had.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// The access log cannot be opened.
+    #[error("{0}; the access log is opened as the user that the gateway serves as")]
+    Log(#[source] io::Error),
     /// Privileges cannot be given up.
     #[error("{0}")]
     Confine(#[from] ConfineError),
@@ -105,7 +108,7 @@ pub fn run(
         }
     })?;
     warn_of_what_a_reload_cannot_read(&config, path);
-    let shared = Shared::new(config)?;
+    let shared = Shared::new(config).map_err(GatewayError::Log)?;
     let orders = watch::Sender::new(Orders { shared: Arc::clone(&shared), phase: Phase::Serving });
     let started = crew.started.clone();
     let gateway = Gateway {
@@ -199,7 +202,7 @@ impl Gateway {
     /// The whole new configuration, or nothing of it.
     fn reload(&mut self) {
         let old = Arc::clone(&self.orders.borrow().shared);
-        let loaded = match Config::load(&self.path) {
+        let loaded = match old.config.load_next(&self.path) {
             Ok(loaded) => loaded,
             Err(report) => {
                 tracing::error!(

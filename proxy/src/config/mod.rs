@@ -61,7 +61,7 @@ pub use model::{
     Route, Service, Splice, Telemetry, Upstream,
 };
 pub use report::{Problem, Report, Severity};
-pub use source::{Disk, FILE_BYTES_MAX, FileContents, FileSource, PERMISSION_DENIED};
+pub use source::{AccountError, Disk, FILE_BYTES_MAX, FileContents, FileSource, PERMISSION_DENIED};
 
 use report::Fault;
 use table::Table;
@@ -96,7 +96,18 @@ impl Config {
     /// # Errors
     /// The report of everything wrong, when anything is.
     pub fn load(path: &Path) -> Result<Loaded, Report> {
-        let mut files = Disk::new();
+        Self::load_from(&mut Disk::new(), path)
+    }
+
+    /// The same for a gateway that serves with this configuration.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_next(&self, path: &Path) -> Result<Loaded, Report> {
+        Self::load_from(&mut Disk::settled(&self.process), path)
+    }
+
+    fn load_from(files: &mut Disk, path: &Path) -> Result<Loaded, Report> {
         let contents = files.read(path).map_err(|error| {
             let message = format!("cannot read {}: {}", path.display(), source::explain(&error));
             Report::of_file(path, message, unreadable_hint(&error))
@@ -108,7 +119,7 @@ impl Config {
         })?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut surroundings = Surroundings {
-            files: &mut files,
+            files,
             directory: path
                 .parent()
                 .filter(|parent| !parent.as_os_str().is_empty())

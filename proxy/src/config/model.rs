@@ -65,6 +65,8 @@ pub struct Process {
 pub struct Account {
     /// Its name.
     pub name: String,
+    /// The group that the file names, if any.
+    pub group_name: Option<String>,
     /// Its number.
     pub user: u32,
     /// The number of its group: its own, or another one that the file names.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{Group, User};
 use zeroize::Zeroizing;
 
-use super::model::Account;
+use super::model::{Account, Process};
 
 /// Largest file that is read, in bytes. A chain with many names has tens of kilobytes.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -23,6 +23,23 @@ pub struct FileContents {
     pub mode: u32,
 }
 
+/// Why there is no such account.
+#[derive(Debug, thiserror::Error)]
+pub enum AccountError {
+    /// There is no such user.
+    #[error("there is no such user")]
+    NoUser,
+    /// There is no such group.
+    #[error("there is no such group")]
+    NoGroup,
+    /// The gateway runs as another one.
+    #[error("the gateway runs as another one by now")]
+    Settled,
+    /// Whatever the system says.
+    #[error("{0}")]
+    System(#[from] io::Error),
+}
+
 /// Reads the files that a configuration names.
 pub trait FileSource {
     /// Reads a whole regular file of at most [`FILE_BYTES_MAX`] bytes.
@@ -34,17 +51,11 @@ pub trait FileSource {
     /// Whether `path` is a directory that can be seen.
     fn is_directory(&mut self, path: &Path) -> bool;
 
-    /// A user of this machine, with its groups; None when there is none of this name.
+    /// A user of this machine, with its own group or with `group`, and all groups it is in.
     ///
     /// # Errors
-    /// Whatever the system says.
-    fn account(&mut self, user: &str) -> io::Result<Option<Account>>;
-
-    /// The number of a group of this machine; None when there is none of this name.
-    ///
-    /// # Errors
-    /// Whatever the system says.
-    fn group(&mut self, name: &str) -> io::Result<Option<u32>>;
+    /// As [`AccountError`] says.
+    fn account(&mut self, user: &str, group: Option<&str>) -> Result<Account, AccountError>;
 }
 
 /// The file system.
@@ -52,13 +63,23 @@ pub trait FileSource {
 pub struct Disk {
     /// Where systemd puts credentials, see systemd.exec(5).
     credentials: Option<PathBuf>,
+    /// As whom the process serves already, for the rest of its life.
+    settled: Option<Process>,
 }
 
 impl Disk {
     /// The file system, with systemd's credential directory taken from the environment.
     #[must_use]
     pub fn new() -> Self {
-        Self { credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from) }
+        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        Self { credentials, settled: None }
+    }
+
+    /// The same for a process that serves as `process` says. No other account can be had, and none is looked up: that
+    /// may run any code of the system's, with which a confined process does not get along.
+    #[must_use]
+    pub fn settled(process: &Process) -> Self {
+        Self { settled: Some(process.clone()), ..Self::new() }
     }
 }
 
@@ -94,20 +115,27 @@ impl FileSource for Disk {
         path.is_dir()
     }
 
-    fn account(&mut self, user: &str) -> io::Result<Option<Account>> {
-        let Some(found) = User::from_name(user)? else { return Ok(None) };
-        let name = CString::new(user)?;
-        let groups = nix::unistd::getgrouplist(&name, found.gid)?;
-        Ok(Some(Account {
+    fn account(&mut self, user: &str, group: Option<&str>) -> Result<Account, AccountError> {
+        if let Some(settled) = &self.settled {
+            let same =
+                |account: &&Account| account.name == user && account.group_name.as_deref() == group;
+            let account = settled.account.as_ref().filter(same);
+            return account.cloned().ok_or(AccountError::Settled);
+        }
+        let system = |errno: nix::Error| AccountError::System(errno.into());
+        let found = User::from_name(user).map_err(system)?.ok_or(AccountError::NoUser)?;
+        let named =
+            group.map(|name| Group::from_name(name).map_err(system)?.ok_or(AccountError::NoGroup));
+        let gid = named.transpose()?.map_or(found.gid, |group| group.gid);
+        let name = CString::new(user).map_err(io::Error::from)?;
+        let groups = nix::unistd::getgrouplist(&name, gid).map_err(system)?;
+        Ok(Account {
             name: found.name,
+            group_name: group.map(str::to_owned),
             user: found.uid.as_raw(),
-            group: found.gid.as_raw(),
+            group: gid.as_raw(),
             groups: groups.into_iter().map(nix::unistd::Gid::as_raw).collect(),
-        }))
-    }
-
-    fn group(&mut self, name: &str) -> io::Result<Option<u32>> {
-        Ok(Group::from_name(name)?.map(|group| group.gid.as_raw()))
+        })
     }
 }
 
@@ -134,7 +162,7 @@ mod tests {
         let file = directory.join("key.pem");
         std::fs::write(&file, "x").unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o444)).unwrap();
-        let mode = |credentials| Disk { credentials }.read(&file).unwrap().mode;
+        let mode = |credentials| Disk { credentials, settled: None }.read(&file).unwrap().mode;
         assert_eq!(mode(None), 0o444);
         assert_eq!(mode(Some(PathBuf::from("/run/credentials/other"))), 0o444);
         assert_eq!(mode(Some(directory.clone())), 0o404);

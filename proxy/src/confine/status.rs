@@ -74,7 +74,7 @@ mod tests {
         CapAmb:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\n";
 
     fn account() -> Account {
-        Account { name: "seven".into(), user: 7, group: 8, groups: vec![8] }
+        Account { name: "seven".into(), group_name: None, user: 7, group: 8, groups: vec![8] }
     }
 
     #[test]

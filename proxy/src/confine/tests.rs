@@ -37,8 +37,8 @@ const KILLED: &[(&str, Attempt)] = &[
         OpenOptions::new().read(true).write(true).open(directory.join("logs/access.log")).map(drop)
     }),
     ("a signal to another process", |_| {
-        let parent = rustix::process::getppid().unwrap_or(Pid::INIT);
-        rustix::process::kill_process(parent, Signal::URG).map_err(Into::into)
+        // Which would ignore it.
+        rustix::process::kill_process(Pid::INIT, Signal::URG).map_err(Into::into)
     }),
     ("another ring", |_| io_uring::IoUring::new(8).map(drop)),
     ("a raw socket", |_| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).map(drop)),
@@ -50,8 +50,9 @@ const KILLED: &[(&str, Attempt)] = &[
         rustix::thread::set_thread_uid(rustix::process::getuid()).map_err(Into::into)
     }),
     ("capabilities", |_| {
-        let own = rustix::thread::capabilities(None)?;
-        rustix::thread::set_capabilities(None, own).map_err(Into::into)
+        let none = CapabilitySet::empty();
+        let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+        rustix::thread::set_capabilities(None, sets).map_err(Into::into)
     }),
     ("core dumps", |_| {
         let limit = Rlimit { current: Some(0), maximum: Some(0) };

@@ -1,10 +1,13 @@
 //! `[process]`: as whom the gateway serves, and what becomes of system calls that it has no use for.
 
-use crate::config::Surroundings;
 use crate::config::model::{CallFilter, Process};
-use crate::config::report::{Fault, Report};
+use crate::config::report::{Fault, Report, quoted};
 use crate::config::sections::TOP;
 use crate::config::table::Table;
+use crate::config::{AccountError, Surroundings};
+
+const USER: &str = "a user of this machine";
+const GROUP: &str = "a group of this machine";
 
 const FILTERS: &[(&str, CallFilter)] = &[("kill", CallFilter::Kill), ("log", CallFilter::Log)];
 
@@ -25,42 +28,33 @@ pub(in crate::config) fn process(
     if let (None, Some(item)) = (&user_item, &group_item) {
         item.error(report, Fault::that("stands alone", "a group for a `user`"));
     }
-    let account = user_item.zip(user).and_then(|(item, name)| {
-        let found = around
-            .files
-            .account(name)
-            .map_err(|error| Fault::new(format!("user {name:?} cannot be looked up: {error}"), ""));
-        let found = item.note(report, found)?;
-        if found.is_none() {
-            let fault = Fault::new(format!("there is no user {name:?}"), "a user of this machine");
-            item.error(
-                report,
-                fault.hint(format!("useradd --system --shell /usr/sbin/nologin {name}")),
-            );
+    let account = user_item.zip(user).and_then(|(item, user)| {
+        // A group that is no text has been told of already.
+        let group_item = group_item.zip(group);
+        let group = group_item.as_ref().map(|(_, group)| *group);
+        let error = match around.files.account(user, group) {
+            Ok(account) => return Some(account),
+            Err(error) => error,
+        };
+        match (error, group_item) {
+            (AccountError::NoGroup, Some((item, group))) => {
+                let fault = Fault::new(format!("there is no group {}", quoted(group)), GROUP);
+                item.error(report, fault);
+            }
+            (AccountError::NoUser, _) => {
+                let fault = Fault::new(format!("there is no user {}", quoted(user)), USER);
+                let command = format!("useradd --system --shell /usr/sbin/nologin {user}");
+                item.error(report, fault.hint(command));
+            }
+            (error, _) => {
+                item.error(
+                    report,
+                    Fault::new(format!("{} cannot be had: {error}", quoted(user)), USER),
+                );
+            }
         }
-        found
-    });
-    let group = group_item.zip(group).and_then(|(item, name)| {
-        let found = around.files.group(name).map_err(|error| {
-            Fault::new(format!("group {name:?} cannot be looked up: {error}"), "")
-        });
-        let found = item.note(report, found)?;
-        if found.is_none() {
-            let fault =
-                Fault::new(format!("there is no group {name:?}"), "a group of this machine");
-            item.error(report, fault);
-        }
-        found
+        None
     });
     table.finish(report, TOP);
-    let account = account.map(|mut account| {
-        if let Some(group) = group {
-            account.group = group;
-            account.groups.push(group);
-            account.groups.sort_unstable();
-            account.groups.dedup();
-        }
-        account
-    });
     Process { account, filter }
 }

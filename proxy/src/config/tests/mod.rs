@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use rcgen::{CertificateParams, DnType, Issuer, KeyPair, date_time_ymd};
 
 use super::{
-    Account, FileContents, FileSource, Loaded, Problem, Report, Severity, Surroundings, parse,
+    Account, AccountError, FileContents, FileSource, Loaded, Problem, Report, Severity,
+    Surroundings, parse,
 };
 
 /// 2026-01-01T00:00:00Z, when every test takes place.
@@ -71,13 +72,20 @@ impl FileSource for Memory {
         path == Path::new("/var/log") || path == Path::new("/etc/tlsplice")
     }
 
-    fn account(&mut self, user: &str) -> io::Result<Option<Account>> {
-        let account = Account { name: user.to_owned(), user: 900, group: 901, groups: vec![901] };
-        Ok((user == "tlsplice").then_some(account))
-    }
-
-    fn group(&mut self, name: &str) -> io::Result<Option<u32>> {
-        Ok((name == "web").then_some(33))
+    fn account(&mut self, user: &str, group: Option<&str>) -> Result<Account, AccountError> {
+        let number = match group {
+            None => 901,
+            Some("web") => 33,
+            Some(_) => return Err(AccountError::NoGroup),
+        };
+        let account = Account {
+            name: user.to_owned(),
+            group_name: group.map(str::to_owned),
+            user: 900,
+            group: number,
+            groups: vec![number],
+        };
+        (user == "tlsplice").then_some(account).ok_or(AccountError::NoUser)
     }
 }
 
