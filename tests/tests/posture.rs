@@ -3,19 +3,22 @@
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::{FileExt as _, chown};
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::process::Signal;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tlsplice_fixtures::certificate::Certificate;
+use tlsplice_fixtures::process::Process;
 use tlsplice_tests::client::{Client, VERSIONS, tls_config};
 use tlsplice_tests::gateway::{Config, Gateway, binary};
 use tlsplice_tests::origin::Origin;
-use tlsplice_tests::{certificate, wait_for};
+use tlsplice_tests::{PATIENCE, certificate, need, wait_for};
 
 /// Every Debian has this user, who owns nothing.
 const NOBODY: u32 = 65_534;
@@ -259,7 +262,11 @@ fn a_gateway_of_nobody_reloads_certificates_and_logs_and_nothing_from_elsewhere(
     assert!(!elsewhere.path().join("access.log").exists());
     gateway.reload_text(&text(&log, "localhost:1"));
     gateway.wait_for_diagnostic("it needs /etc, which was closed");
-    gateway.reload_text(&text(&log, &upstream).replace("site.pem", "../site.pem"));
+    let moved = elsewhere.path().join("site.pem");
+    fs::copy(site.chain(), &moved).expect("it is copied");
+    chown(&moved, Some(NOBODY), None).expect("it is given away");
+    let from = site.chain().to_string_lossy().into_owned();
+    gateway.reload_text(&text(&log, &upstream).replace(&from, &moved.to_string_lossy()));
     gateway.wait_for_diagnostic("directories that its configuration named at the start");
     assert!(shows(&renewed), "the configuration in use stayed");
     gateway.signal(Signal::TERM);
@@ -310,4 +317,130 @@ fn a_key_is_not_in_memory_as_it_is_in_its_file() {
     }
     let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).expect("a key");
     assert!(!holds(&memory, key.secret_der()), "the key as it is in the file is in memory");
+}
+
+/// What a service manager is told, message by message.
+struct Manager {
+    socket: UnixDatagram,
+    directory: tempfile::TempDir,
+}
+
+impl Manager {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = UnixDatagram::bind(directory.path().join("notify")).expect("it binds");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a time");
+        Self { socket, directory }
+    }
+
+    fn start(&self, config: &Config, watchdog: &str) -> Gateway {
+        let mut command = Command::new(binary());
+        command.env("NOTIFY_SOCKET", self.directory.path().join("notify"));
+        command.env("WATCHDOG_USEC", watchdog);
+        Gateway::start_as(config, &mut command)
+    }
+
+    fn next(&self) -> String {
+        let mut message = [0; 4096];
+        let length = self.socket.recv(&mut message).expect("a message");
+        String::from_utf8_lossy(&message[..length]).trim().to_owned()
+    }
+
+    /// The next message but pings, which come when they do.
+    fn news(&self) -> String {
+        std::iter::repeat_with(|| self.next())
+            .find(|message| message != "WATCHDOG=1")
+            .expect("a message")
+    }
+}
+
+#[test]
+fn a_service_manager_is_told_of_every_step_and_that_the_workers_live() {
+    let (origin, manager) = (origin(), Manager::new());
+    let config = Config::to(origin.address());
+    let mut gateway = manager.start(&config, "1000000");
+    assert_eq!(manager.news(), "READY=1");
+    for _ in 0..3 {
+        assert_eq!(manager.next(), "WATCHDOG=1");
+    }
+    gateway.reload(&config);
+    let reloading = manager.news();
+    let (first, second) = reloading.split_once('\n').expect("two lines");
+    assert_eq!(first, "RELOADING=1");
+    let time = second.strip_prefix("MONOTONIC_USEC=").expect("a time");
+    assert!(time.parse::<u64>().is_ok_and(|time| time > 0), "{time}");
+    assert_eq!(manager.news(), "READY=1");
+    gateway.reload_text("nonsense");
+    assert!(manager.news().starts_with("RELOADING=1"));
+    assert_eq!(manager.news(), "READY=1", "a reload that is refused is over, too");
+    gateway.signal(Signal::TERM);
+    assert_eq!(manager.news(), "STOPPING=1");
+    assert_eq!(gateway.wait().code(), Some(0));
+}
+
+#[test]
+fn a_worker_that_stands_still_makes_the_watchdog_bark() {
+    need(&["strace"]);
+    let (origin, manager) = (origin(), Manager::new());
+    let gateway = manager.start(&Config::to(origin.address()), "400000");
+    assert_eq!(manager.news(), "READY=1");
+    assert_eq!(manager.next(), "WATCHDOG=1");
+    let mut held = Command::new("strace");
+    held.args(["-qq", "-e", "trace=epoll_wait", "-e"]);
+    held.args(["inject=epoll_wait:delay_enter=3600000000:when=1", "-o", "/dev/null", "-p"]);
+    held.arg(gateway.thread("worker-1"));
+    let _held = Process::spawn("strace", &mut held).expect("it starts");
+    gateway.wait_for_diagnostic("a worker stands still");
+    // What was sent before is all there is.
+    manager.socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a time");
+    let mut message = [0; 64];
+    let mut pings = 0;
+    while manager.socket.recv(&mut message).is_ok() {
+        pings += 1;
+        assert!(pings < 1000, "pings go on");
+    }
+}
+
+/// The unit that comes with the gateway.
+fn unit() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../proxy/dist/tlsplice.service")
+}
+
+/// `systemd-analyze` with the unit in a directory of its own, where its program exists.
+fn analyze(arguments: &[&str]) -> Option<std::process::Output> {
+    let is_there = Command::new("systemd-analyze").arg("--version").output().is_ok();
+    if !is_there {
+        eprintln!("skipped: systemd-analyze is missing (Debian package systemd)");
+        return None;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let text = fs::read_to_string(unit()).expect("the unit is there");
+    let installed = "/usr/local/bin/tlsplice";
+    assert!(text.contains(installed));
+    let text = text.replace(installed, &binary().to_string_lossy());
+    let path = directory.path().join("tlsplice.service");
+    fs::write(&path, text).expect("it is written");
+    let output = Command::new("systemd-analyze").args(arguments).arg(&path).output();
+    Some(output.expect("systemd-analyze runs"))
+}
+
+#[test]
+fn the_unit_is_what_systemd_understands() {
+    let Some(output) = analyze(&["verify", "--man=no"]) else { return };
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    // Units of the machine that this one refers to have mistakes of their own.
+    let ours: Vec<&str> = text.lines().filter(|line| line.contains("tlsplice")).collect();
+    assert!(output.status.success() && ours.is_empty(), "{text}");
+}
+
+#[test]
+fn the_unit_exposes_little() {
+    let Some(output) = analyze(&["security", "--offline=true", "--no-pager"]) else { return };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line =
+        text.lines().find(|line| line.contains("Overall exposure level")).expect("a verdict");
+    let level =
+        line.rsplit_once(": ").and_then(|(_, rest)| rest.split(' ').next()?.parse::<f64>().ok());
+    assert!(level.is_some_and(|level| level <= 2.0), "{text}");
+    println!("{line}");
 }
