@@ -1,12 +1,15 @@
 //! The control thread: starts workers, listens to signals, changes configurations, ends in good order.
 
+mod crew;
+mod service;
+
 use std::fmt::Write as _;
+use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -16,12 +19,17 @@ use tokio::sync::watch;
 
 use crate::accept::Admission;
 use crate::admin::{self, AdminError, View};
-use crate::config::{Config, FlushLatency, Listener, Offload, Service, Telemetry};
+use crate::config::{
+    Config, FlushLatency, Listener, Offload, PERMISSION_DENIED, Problem, Service, Telemetry,
+};
+use crate::confine::{self, ConfineError, Confinement};
 use crate::generation::Shared;
 use crate::ktls::probe::Support;
 use crate::sys;
 use crate::telemetry::{Counter, Meter, WorkerCounters};
-use crate::worker::{self, Orders, Phase, Started, WorkerError};
+use crate::worker::{Orders, Phase, Started, WorkerError};
+use crew::{Crew, Equipment};
+use service::Manager;
 
 /// How often the control thread looks after what needs no haste.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -32,9 +40,15 @@ pub enum GatewayError {
     /// A worker could not start.
     #[error("{0}")]
     Worker(#[from] WorkerError),
-    /// The access log, a thread or the signal handler could not be had.
+    /// A thread or the signal handler could not be had.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// The access log cannot be opened.
+    #[error("{0}; the access log is opened as the user that the gateway serves as")]
+    Log(#[source] io::Error),
+    /// Privileges cannot be given up.
+    #[error("{0}")]
+    Confine(#[from] ConfineError),
     /// The admin endpoint cannot be had.
     #[error("{0}")]
     Admin(#[from] AdminError),
@@ -48,43 +62,66 @@ enum Event {
     Ended,
 }
 
-/// Serves `config`, which was read from `path`, until a signal ends it. `report` gets the start-up report.
+/// Serves `config`, which was read from `path`, until a signal ends it. `confined` is called when the process has given up
+/// what it has to; threads that it starts have no more rights than this one. `report` gets the start-up report.
 ///
 /// # Errors
 /// When it cannot start, or a worker is lost.
-pub fn run(config: Config, path: &Path, report: impl FnOnce(&str)) -> Result<(), GatewayError> {
+pub fn run(
+    config: Config,
+    path: &Path,
+    confined: impl FnOnce(),
+    report: impl FnOnce(&str),
+) -> Result<(), GatewayError> {
+    confine::raise_locked_memory();
     let descriptors_max = sys::raise_descriptors_max()?;
     let admission = Admission::new(&config.limits, descriptors_max);
     let (sender, events) = mpsc::channel();
     // Before anything is served: a signal that comes early must not kill what has begun.
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
-    let signal_sender = sender.clone();
+    let began = Instant::now();
+    let account = config.process.account.as_ref();
+    let endpoint = config.admin.as_ref().map(|admin| admin::Endpoint::bind(admin, account));
+    let endpoint = endpoint.transpose()?;
+    let kernel_tls = Arc::new(support(&config));
+    // Sockets belong to the control group in which they are made.
+    let meter = meter(&config, admission.connections_max());
+    let equipment = Equipment {
+        admission: Arc::clone(&admission),
+        kernel_tls: Arc::clone(&kernel_tls),
+        meter: Arc::clone(&meter),
+        counters: (0..config.workers).map(WorkerCounters::new).collect(),
+    };
+    let crew = Crew::muster(&config, &equipment, &sender)?;
+    let confinement = Confinement::new(&config, path, meter.places(), || meter.answers())?;
+    let confinement = Arc::new(confinement);
+    crew.enter(&confinement)?;
+    confinement.enter()?;
+    confinement.seal()?;
+    confined();
+
     thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in &mut signals {
-            if signal_sender.send(Event::Signal(signal)).is_err() {
+            if sender.send(Event::Signal(signal)).is_err() {
                 return;
             }
         }
     })?;
-    let shared = Shared::new(config)?;
-    let began = Instant::now();
-    let endpoint = shared.config.admin.as_ref().map(admin::Endpoint::bind).transpose()?;
+    warn_of_what_a_reload_cannot_read(&config, path);
+    let shared = Shared::new(config).map_err(GatewayError::Log)?;
     let orders = watch::Sender::new(Orders { shared: Arc::clone(&shared), phase: Phase::Serving });
-    let kernel_tls = Arc::new(support(&shared.config));
-    // Sockets belong to the control group in which they are made.
-    let meter = meter(&shared.config, admission.connections_max());
-    let mut gateway = Gateway {
+    let started = crew.started.clone();
+    let gateway = Gateway {
         path: path.to_owned(),
+        workers: crew.serve(&orders)?,
         orders,
         admission,
-        kernel_tls: Arc::clone(&kernel_tls),
-        meter: Arc::clone(&meter),
-        counters: (0..shared.config.workers).map(WorkerCounters::new).collect(),
+        counters: equipment.counters,
         dropped_lines: Arc::default(),
-        workers: Vec::new(),
+        confinement,
+        manager: Manager::new(),
         resolved: Instant::now(),
     };
-    let started = gateway.start(&shared, &sender)?;
     let places = endpoint.as_ref().map(admin::Endpoint::describe).unwrap_or_default();
     let view = || View {
         workers: gateway.counters.clone(),
@@ -102,7 +139,9 @@ pub fn run(config: Config, path: &Path, report: impl FnOnce(&str)) -> Result<(),
         &kernel_tls,
         &meter,
         &places,
+        &gateway.confinement,
     ));
+    gateway.manager.ready();
     gateway.control(&events)
 }
 
@@ -110,87 +149,29 @@ struct Gateway {
     path: PathBuf,
     orders: watch::Sender<Orders>,
     admission: Arc<Admission>,
-    kernel_tls: Arc<Support>,
-    meter: Arc<Meter>,
     counters: Vec<Arc<WorkerCounters>>,
     dropped_lines: Arc<Counter>,
-    workers: Vec<JoinHandle<Result<(), WorkerError>>>,
+    workers: Vec<crew::Handle>,
+    confinement: Arc<Confinement>,
+    manager: Manager,
     resolved: Instant,
 }
 
 impl Gateway {
-    /// Starts all workers. The first one takes the ports that the configuration leaves open.
-    fn start(
-        &mut self,
-        shared: &Arc<Shared>,
-        events: &mpsc::Sender<Event>,
-    ) -> Result<Started, GatewayError> {
-        let mut addresses: Vec<SocketAddr> =
-            shared.config.listeners.iter().map(|listener| listener.address).collect();
-        let cores = core_affinity::get_core_ids().unwrap_or_default();
-        let mut first = None;
-        for index in 0..shared.config.workers {
-            let core = cores.get(index % cores.len().max(1)).copied();
-            let started = self.start_worker(index, core, addresses, events.clone())?;
-            addresses = started.addresses.clone();
-            first.get_or_insert(started);
-        }
-        first.ok_or(GatewayError::WorkerLost)
-    }
-
-    fn start_worker(
-        &mut self,
-        index: usize,
-        core: Option<core_affinity::CoreId>,
-        addresses: Vec<SocketAddr>,
-        events: mpsc::Sender<Event>,
-    ) -> Result<Started, GatewayError> {
-        let (sender, receiver) = mpsc::sync_channel(1);
-        let orders = self.orders.subscribe();
-        let admission = Arc::clone(&self.admission);
-        let kernel_tls = Arc::clone(&self.kernel_tls);
-        let meter = Arc::clone(&self.meter);
-        let counters = Arc::clone(&self.counters[index]);
-        let run = move || {
-            if let Some(core) = core
-                && !core_affinity::set_for_current(core)
-            {
-                tracing::warn!("worker {index} cannot be pinned to core {}", core.id);
-            }
-            let started = |started| drop(sender.send(started));
-            let result = worker::run(
-                &addresses,
-                orders,
-                &admission,
-                &kernel_tls,
-                &meter,
-                &counters,
-                started,
-            );
-            drop(events.send(Event::Ended));
-            result
-        };
-        let handle = thread::Builder::new().name(format!("worker-{index}")).spawn(run)?;
-        match receiver.recv() {
-            Ok(started) => {
-                self.workers.push(handle);
-                Ok(started)
-            }
-            Err(_) => match handle.join() {
-                Ok(Err(error)) => Err(error.into()),
-                Ok(Ok(())) | Err(_) => Err(GatewayError::WorkerLost),
-            },
-        }
-    }
-
     /// Follows signals until all workers have ended.
     fn control(mut self, events: &mpsc::Receiver<Event>) -> Result<(), GatewayError> {
         let mut running = self.workers.len();
         let mut abort_at = None;
         while running > 0 {
-            match events.recv_timeout(HOUSEKEEPING) {
-                Ok(Event::Signal(SIGHUP)) => self.reload(),
+            self.manager.tend(&self.counters);
+            match events.recv_timeout(self.manager.patience(HOUSEKEEPING)) {
+                Ok(Event::Signal(SIGHUP)) => {
+                    self.manager.reloading();
+                    self.reload();
+                    self.manager.ready();
+                }
                 Ok(Event::Signal(_)) if abort_at.is_none() => {
+                    self.manager.stopping();
                     let timeout = self.orders.borrow().shared.config.drain_timeout;
                     tracing::info!(
                         "draining: open tunnels and requests have {} s; a second signal ends at once",
@@ -221,13 +202,20 @@ impl Gateway {
     /// The whole new configuration, or nothing of it.
     fn reload(&mut self) {
         let old = Arc::clone(&self.orders.borrow().shared);
-        let loaded = match Config::load(&self.path) {
+        let loaded = match old.config.load_next(&self.path) {
             Ok(loaded) => loaded,
             Err(report) => {
                 tracing::error!(
                     "reload refused, the configuration in use stays:\n{}",
                     report.render(false)
                 );
+                let denied = |problem: &Problem| problem.message.contains(PERMISSION_DENIED);
+                if report.problems().iter().any(denied) {
+                    tracing::error!(
+                        "the gateway runs without the rights it was started with: it reads what its user may, in \
+                         directories that its configuration named at the start; other directories need a restart"
+                    );
+                }
                 return;
             }
         };
@@ -238,10 +226,19 @@ impl Gateway {
             || loaded.config.workers != old.config.workers
             || loaded.config.telemetry != old.config.telemetry
             || loaded.config.admin != old.config.admin
+            || loaded.config.process != old.config.process
         {
             tracing::error!(
                 "reload refused, the configuration in use stays: listeners, the number of \
-                 workers, `telemetry` and `admin` change only by a restart"
+                 workers, `telemetry`, `admin` and `process` change only by a restart"
+            );
+            return;
+        }
+        if let Some(place) = self.confinement.closed_to(&loaded.config, &self.path) {
+            tracing::error!(
+                "reload refused, the configuration in use stays: it needs {}, which was closed to the gateway at its \
+                 start; restart it",
+                place.directory.display()
             );
             return;
         }
@@ -309,6 +306,20 @@ fn meter(config: &Config, connections_max: usize) -> Arc<Meter> {
     }
 }
 
+/// Keys are read as whoever starts the gateway; a reload reads them as whom it serves.
+fn warn_of_what_a_reload_cannot_read(config: &Config, path: &Path) {
+    let identities = config.certificates.iter().flat_map(|one| [&*one.file, &*one.key]);
+    for file in std::iter::once(path).chain(identities) {
+        if let Err(error) = File::open(file) {
+            tracing::warn!(
+                "{} cannot be read any more ({error}): reloads will be refused until the user that the gateway runs \
+                 as may read it",
+                file.display()
+            );
+        }
+    }
+}
+
 /// The start-up report.
 fn describe(
     config: &Config,
@@ -317,6 +328,7 @@ fn describe(
     kernel_tls: &Support,
     meter: &Meter,
     admin: &[String],
+    confinement: &Confinement,
 ) -> String {
     let mut text = format!("tlsplice {} is serving\n", env!("CARGO_PKG_VERSION"));
     let mut line = |name: &str, value: String| {
@@ -339,6 +351,7 @@ fn describe(
     for place in admin {
         line("admin", place.clone());
     }
+    line("confined", confinement.describe());
     line("eBPF", meter.describe());
     for text in kernel_tls.describe() {
         line("TLS", text);

@@ -62,6 +62,9 @@ pub mod timers;
 /// A socket arrives, and is admitted or shed.
 pub mod accept;
 
+/// What the gateway gives up before it serves.
+pub mod confine;
+
 /// The control thread.
 pub mod gateway;
 

@@ -1,9 +1,10 @@
 //! The command line.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Stderr};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
@@ -13,7 +14,9 @@ use tlsplice::doctor::{self, Verdict};
 use tlsplice::ktls::probe::Support;
 use tlsplice::top::{self, Mode, Sort, Source};
 use tlsplice::valve::{self, Sources};
-use tlsplice::{gateway, uring};
+use tlsplice::{confine, gateway, uring};
+use tracing_appender::non_blocking::NonBlocking;
+use tracing_subscriber::fmt::writer::EitherWriter;
 
 /// TLS gateway for Apache Guacamole and other Tomcat applications.
 ///
@@ -254,19 +257,40 @@ fn watch(options: &Top) -> ExitCode {
     }
 }
 
+/// Diagnostics of a gateway that serves take the same way as the access log: a terminal that is held up must not hold up
+/// a worker. Before that they are written at once, since the thread on that way is started with no rights to lose.
+static DIAGNOSTICS: OnceLock<NonBlocking> = OnceLock::new();
+
+fn diagnostics() -> EitherWriter<NonBlocking, Stderr> {
+    match DIAGNOSTICS.get() {
+        Some(sink) => EitherWriter::A(sink.clone()),
+        None => EitherWriter::B(std::io::stderr()),
+    }
+}
+
 fn run(path: &Path) -> ExitCode {
+    // Before a key is read.
+    if let Err(error) = confine::hide_memory() {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
+    }
     let Some(config) = load(path) else { return ExitCode::FAILURE };
-    // Diagnostics take the same way as the access log: a terminal that is held up must not hold up a worker.
-    let (writer, _guard) = tracing_appender::non_blocking(std::io::stderr());
     let filter = tracing_subscriber::EnvFilter::try_from_env("TLSPLICE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt()
-        .with_writer(writer)
+        .with_writer(diagnostics)
         .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(filter)
         .with_target(false)
         .init();
-    match gateway::run(config, path, |report| eprint!("{report}")) {
+    let mut guard = None;
+    let confined = || {
+        let (sink, flusher) = tracing_appender::non_blocking(std::io::stderr());
+        // It is set once: this is called once.
+        drop(DIAGNOSTICS.set(sink));
+        guard = Some(flusher);
+    };
+    match gateway::run(config, path, confined, |report| eprint!("{report}")) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");

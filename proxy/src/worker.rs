@@ -47,7 +47,7 @@ pub struct Orders {
     pub phase: Phase,
 }
 
-/// What a worker reports when it accepts connections.
+/// What a worker reports when it could accept connections.
 #[derive(Clone, Debug)]
 pub struct Started {
     /// Where it is bound, in the order of the configured listeners.
@@ -110,22 +110,23 @@ impl Future for Connecting {
 type WorkerCore = Core<RingNetwork>;
 
 /// Runs a worker on this thread until it has drained. `addresses` are those of the configured listeners, with the ports
-/// taken where the configuration leaves them open. `started` is called once, when the worker accepts connections.
+/// taken where the configuration leaves them open. `started` is called once, when they are bound and the ring is made; it
+/// may wait, and returns the orders to serve by, or None to end. No connection is accepted before.
 ///
 /// # Errors
 /// When it cannot start.
 pub fn run(
     addresses: &[SocketAddr],
-    orders: watch::Receiver<Orders>,
     admission: &Arc<Admission>,
     kernel_tls: &Arc<Support>,
     meter: &Arc<Meter>,
     counters: &Arc<WorkerCounters>,
-    started: impl FnOnce(Started),
+    started: impl FnOnce(Started) -> Option<watch::Receiver<Orders>>,
 ) -> Result<(), WorkerError> {
     uring::start(uring::Setup::default(), |ring| async move {
         let listeners = bind(addresses)?;
         let bound = listeners.iter().map(|(_, address)| *address).collect();
+        let Some(orders) = started(Started { addresses: bound, ring }) else { return Ok(()) };
         let worker = Worker::new(
             orders,
             Arc::clone(admission),
@@ -139,7 +140,6 @@ pub fn run(
             let door = Door { service, port: address.port(), offload, splice };
             uring::spawn(accept(Rc::clone(&worker), Rc::clone(listener), door));
         }
-        started(Started { addresses: bound, ring });
         worker.serve(&listeners).await;
         Ok(())
     })?
@@ -209,6 +209,7 @@ impl Worker {
         loop {
             tokio::time::sleep(TIMER_TICK).await;
             self.core.timers.sweep();
+            self.core.counters.ticks.add(1);
             ticks = ticks.wrapping_add(1);
             if ticks.is_multiple_of(20) {
                 self.core.generation.borrow().pool.reap();

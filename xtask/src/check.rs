@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tlsplice_fixtures::{Error, Result, packages};
 
-use crate::{ebpf, tools, vm};
+use crate::{ebpf, sbom, tools, vm};
 
 /// The version of cargo-deny that is installed where there is none.
 const CARGO_DENY: &str = "0.20.2";
@@ -25,9 +25,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let begun = Instant::now();
     let mut checks = 0;
     // Beside the steps below: tests, and kernels.
-    let steps_in_all = 7;
+    let steps_in_all = 8;
     if options.filter.is_none() {
-        let steps: [(&str, &dyn Fn() -> Result<()>); 5] = [
+        let steps: [(&str, &dyn Fn() -> Result<()>); 6] = [
             ("packages", &ensure_packages),
             ("format", &|| cargo("format", &["fmt", "--all", "--check"])),
             ("lints", &|| {
@@ -37,6 +37,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
                 )
             }),
             ("dependencies", &deny),
+            ("advisories", &|| sbom::check_advisories(&cargo_deny()?)),
             ("BPF object", &ebpf::check),
         ];
         for (index, (name, step)) in steps.iter().enumerate() {
@@ -80,7 +81,7 @@ fn ensure_packages() -> Result<()> {
     tools::ensure_packages(&wanted)
 }
 
-/// Licences, bans and sources; advisories need a database from elsewhere and are looked at by people.
+/// Licences, bans and sources, and how many crates there are.
 fn deny() -> Result<()> {
     let program = cargo_deny()?;
     // Crates for other systems are read too; from here on the network is not needed.
@@ -90,7 +91,9 @@ fn deny() -> Result<()> {
         .args(["--offline", "--all-features", "check", "--hide-inclusion-graph"])
         .args(["licenses", "bans", "sources"])
         .current_dir(tools::workspace());
-    tools::must_succeed("cargo-deny", &mut command)
+    tools::must_succeed("cargo-deny", &mut command)?;
+    eprintln!("    {}", sbom::Bill::read()?.count());
+    Ok(())
 }
 
 /// The cargo-deny of this machine, else one built once under the build folder.

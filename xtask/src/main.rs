@@ -6,6 +6,8 @@ mod check;
 mod ebpf;
 mod fuzz;
 mod run;
+mod sbom;
+mod tls_check;
 mod tools;
 mod vm;
 
@@ -57,6 +59,14 @@ enum Command {
     /// Debian's kernels 5.10, 6.1, 6.12 and the newest are fetched as packages into `target/vm`, without touching the
     /// system, and booted with the tests inside, with TLS in the kernel and in user space.
     Vm(vm::Options),
+    /// Have scanners by other hands judge the gateway's TLS: testssl.sh and sslyze.
+    ///
+    /// Findings of medium severity or worse fail it, and so does what Mozilla's "intermediate" configuration does not
+    /// have; what is passed over is named with the reason. Takes some minutes. testssl.sh comes from Debian, sslyze from
+    /// PyPI into `target/tools`.
+    TlsCheck,
+    /// Write what the gateway is made of as a CycloneDX document, and count it.
+    Sbom(sbom::Options),
     /// Compare the gateway with nginx, HAProxy and Apache on this machine: CPU, memory and latency.
     #[command(disable_help_flag = true)]
     Bench(bench::Options),
@@ -68,6 +78,8 @@ fn main() -> ExitCode {
         Command::Test(options) => check::run(&options),
         Command::Ebpf(options) => ebpf::command(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::TlsCheck => tls_check::run(),
+        Command::Sbom(options) => sbom::run(&options),
         Command::Attacks(options) => attacks::command(&options),
         Command::Fuzz(options) => fuzz::command(&options),
         Command::Vm(options) => vm::command(&options),

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, lchown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
 use super::{View, metrics};
-use crate::config::Admin;
+use crate::config::{Account, Admin};
 
 /// Clients served at once; further ones wait.
 const CLIENTS_MAX: usize = 32;
@@ -75,12 +75,12 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Binds what the configuration names.
+    /// Binds what the configuration names. The unix socket belongs to `owner`, when there is one.
     ///
     /// # Errors
     /// When something cannot be bound.
-    pub fn bind(config: &Admin) -> Result<Self, AdminError> {
-        let unix = config.socket.as_deref().map(bind_unix).transpose()?;
+    pub fn bind(config: &Admin, owner: Option<&Account>) -> Result<Self, AdminError> {
+        let unix = config.socket.as_deref().map(|path| bind_unix(path, owner)).transpose()?;
         let tcp = config.address.map(|address| {
             let error = |error| AdminError::Address(address, error);
             let listener = TcpListener::bind(address).map_err(error)?;
@@ -247,7 +247,10 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 }
 
 /// Binds a socket that its owner alone may connect to, in place of one that nobody serves any more.
-fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), AdminError> {
+fn bind_unix(
+    path: &Path,
+    owner: Option<&Account>,
+) -> Result<(UnixListener, SocketFile), AdminError> {
     let failed = |error| AdminError::Socket(path.to_owned(), error);
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
@@ -269,6 +272,9 @@ fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), AdminError> {
         let file = SocketFile { path: path.to_owned(), identity: identity(path)? };
         // Before it listens nobody can connect, whatever the mask of the process.
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        if let Some(owner) = owner {
+            lchown(path, Some(owner.user), Some(owner.group))?;
+        }
         socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
         Ok((UnixListener::from(socket), file))

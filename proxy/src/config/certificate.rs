@@ -35,6 +35,7 @@ pub(super) struct Identity {
     /// DNS names of the certificate's subjectAltName.
     pub(super) names: Vec<Host>,
     file: PathBuf,
+    key_file: PathBuf,
     not_before: i64,
     not_after: i64,
 }
@@ -51,6 +52,7 @@ impl Identity {
     pub(super) fn summary(&self, names: Vec<String>) -> CertificateSummary {
         CertificateSummary {
             file: self.file.clone(),
+            key: self.key_file.clone(),
             names,
             not_before: self.not_before,
             not_after: self.not_after,
@@ -92,6 +94,7 @@ pub(super) fn load(
         key: Arc::new(key),
         names: chain.names,
         file,
+        key_file,
         not_before: chain.not_before,
         not_after: chain.not_after,
     })

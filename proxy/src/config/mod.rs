@@ -27,6 +27,7 @@
 //! # [access_log]: target, format
 //! # [telemetry]: flush_latency, connections
 //! # [admin]: socket, address
+//! # [process]: user, group, filter
 //! ```
 //!
 //! Unknown keys are refused, values have bounds, and the order of tables never matters. Durations
@@ -49,17 +50,18 @@ pub(crate) mod tests;
 
 use std::io;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use toml::de::DeTable;
 
 pub use model::{
-    AccessLog, Admin, App, CertificateSummary, Config, EndpointAddr, FlushLatency, HeaderEdits,
-    Host, Limits, Listener, LogFormat, LogTarget, Offload, Route, Service, Splice, Telemetry,
-    Upstream,
+    AccessLog, Account, Admin, App, CallFilter, CertificateSummary, Config, EndpointAddr,
+    FlushLatency, HeaderEdits, Host, Limits, Listener, LogFormat, LogTarget, Offload, Process,
+    Route, Service, Splice, Telemetry, Upstream,
 };
 pub use report::{Problem, Report, Severity};
-pub use source::{Disk, FILE_BYTES_MAX, FileContents, FileSource};
+pub use source::{AccountError, Disk, FILE_BYTES_MAX, FileContents, FileSource, PERMISSION_DENIED};
 
 use report::Fault;
 use table::Table;
@@ -94,7 +96,18 @@ impl Config {
     /// # Errors
     /// The report of everything wrong, when anything is.
     pub fn load(path: &Path) -> Result<Loaded, Report> {
-        let mut files = Disk::new();
+        Self::load_from(&mut Disk::new(), path)
+    }
+
+    /// The same for a gateway that serves with this configuration.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_next(&self, path: &Path) -> Result<Loaded, Report> {
+        Self::load_from(&mut Disk::settled(&self.process), path)
+    }
+
+    fn load_from(files: &mut Disk, path: &Path) -> Result<Loaded, Report> {
         let contents = files.read(path).map_err(|error| {
             let message = format!("cannot read {}: {}", path.display(), source::explain(&error));
             Report::of_file(path, message, unreadable_hint(&error))
@@ -106,13 +119,13 @@ impl Config {
         })?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut surroundings = Surroundings {
-            files: &mut files,
+            files,
             directory: path
                 .parent()
                 .filter(|parent| !parent.as_os_str().is_empty())
                 .unwrap_or(Path::new(".")),
             now: i64::try_from(now).unwrap_or(i64::MAX),
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            cores: cores(),
         };
         parse(text, path, &mut surroundings)
     }
@@ -151,6 +164,7 @@ pub fn parse(
     let access_log = sections::access_log(&mut root, &mut report, surroundings);
     let telemetry = sections::telemetry(&mut root, &mut report);
     let admin = sections::admin(&mut root, &mut report, surroundings);
+    let process = sections::process(&mut root, &mut report, surroundings);
     root.finish(&mut report, &[]);
 
     report.sort();
@@ -168,10 +182,17 @@ pub fn parse(
         access_log,
         telemetry,
         admin,
+        process,
         workers,
         drain_timeout,
     };
     Ok(Loaded { config, warnings: report })
+}
+
+/// Counted once: a reload must not find another number because the files that tell of quotas are closed by then.
+fn cores() -> usize {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 fn unreadable_hint(error: &io::Error) -> Option<String> {

@@ -1,6 +1,7 @@
 //! The values a worker reads. They are made by [`super::parse`] alone, so the invariants written at
 //! the fields hold everywhere else.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,6 +34,8 @@ pub struct Config {
     pub telemetry: Telemetry,
     /// None: administrators cannot ask.
     pub admin: Option<Admin>,
+    /// As whom it serves.
+    pub process: Process,
     /// Number of worker threads, 1..=1024.
     pub workers: usize,
     /// How long tunnels and requests may go on after SIGTERM, up to a day.
@@ -46,6 +49,46 @@ pub struct Admin {
     pub socket: Option<PathBuf>,
     /// A loopback address.
     pub address: Option<SocketAddr>,
+}
+
+/// As whom the gateway serves, and within which bounds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Process {
+    /// None: whoever it was started as.
+    pub account: Option<Account>,
+    /// What becomes of a system call that is not on the list.
+    pub filter: CallFilter,
+}
+
+/// A user of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// Its name.
+    pub name: String,
+    /// The group that the file names, if any.
+    pub group_name: Option<String>,
+    /// Its number.
+    pub user: u32,
+    /// The number of its group: its own, or another one that the file names.
+    pub group: u32,
+    /// The numbers of all groups it is in, `group` included.
+    pub groups: Vec<u32>,
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}:{})", self.name, self.user, self.group)
+    }
+}
+
+/// What becomes of a system call that is not on the list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CallFilter {
+    /// The kernel ends the process.
+    #[default]
+    Kill,
+    /// The kernel's log tells of it.
+    Log,
 }
 
 /// What is measured.
@@ -72,6 +115,8 @@ pub enum FlushLatency {
 pub struct CertificateSummary {
     /// File that holds the chain.
     pub file: PathBuf,
+    /// File that holds its key.
+    pub key: PathBuf,
     /// Lower-case names it is chosen for; a wildcard is written `*.example.org`.
     pub names: Vec<String>,
     /// First moment of its validity, in seconds since 1970-01-01 UTC.

@@ -1,11 +1,15 @@
 //! Where files come from: the disk, or a test's own.
 
+use std::ffi::CString;
 use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{Group, User};
 use zeroize::Zeroizing;
+
+use super::model::{Account, Process};
 
 /// Largest file that is read, in bytes. A chain with many names has tens of kilobytes.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -19,6 +23,23 @@ pub struct FileContents {
     pub mode: u32,
 }
 
+/// Why there is no such account.
+#[derive(Debug, thiserror::Error)]
+pub enum AccountError {
+    /// There is no such user.
+    #[error("there is no such user")]
+    NoUser,
+    /// There is no such group.
+    #[error("there is no such group")]
+    NoGroup,
+    /// The gateway runs as another one.
+    #[error("the gateway runs as another one by now")]
+    Settled,
+    /// Whatever the system says.
+    #[error("{0}")]
+    System(#[from] io::Error),
+}
+
 /// Reads the files that a configuration names.
 pub trait FileSource {
     /// Reads a whole regular file of at most [`FILE_BYTES_MAX`] bytes.
@@ -29,6 +50,12 @@ pub trait FileSource {
 
     /// Whether `path` is a directory that can be seen.
     fn is_directory(&mut self, path: &Path) -> bool;
+
+    /// A user of this machine, with its own group or with `group`, and all groups it is in.
+    ///
+    /// # Errors
+    /// As [`AccountError`] says.
+    fn account(&mut self, user: &str, group: Option<&str>) -> Result<Account, AccountError>;
 }
 
 /// The file system.
@@ -36,13 +63,23 @@ pub trait FileSource {
 pub struct Disk {
     /// Where systemd puts credentials, see systemd.exec(5).
     credentials: Option<PathBuf>,
+    /// As whom the process serves already, for the rest of its life.
+    settled: Option<Process>,
 }
 
 impl Disk {
     /// The file system, with systemd's credential directory taken from the environment.
     #[must_use]
     pub fn new() -> Self {
-        Self { credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from) }
+        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        Self { credentials, settled: None }
+    }
+
+    /// The same for a process that serves as `process` says. No other account can be had, and none is looked up: that
+    /// may run any code of the system's, with which a confined process does not get along.
+    #[must_use]
+    pub fn settled(process: &Process) -> Self {
+        Self { settled: Some(process.clone()), ..Self::new() }
     }
 }
 
@@ -77,13 +114,39 @@ impl FileSource for Disk {
     fn is_directory(&mut self, path: &Path) -> bool {
         path.is_dir()
     }
+
+    fn account(&mut self, user: &str, group: Option<&str>) -> Result<Account, AccountError> {
+        if let Some(settled) = &self.settled {
+            let same =
+                |account: &&Account| account.name == user && account.group_name.as_deref() == group;
+            let account = settled.account.as_ref().filter(same);
+            return account.cloned().ok_or(AccountError::Settled);
+        }
+        let system = |errno: nix::Error| AccountError::System(errno.into());
+        let found = User::from_name(user).map_err(system)?.ok_or(AccountError::NoUser)?;
+        let named =
+            group.map(|name| Group::from_name(name).map_err(system)?.ok_or(AccountError::NoGroup));
+        let gid = named.transpose()?.map_or(found.gid, |group| group.gid);
+        let name = CString::new(user).map_err(io::Error::from)?;
+        let groups = nix::unistd::getgrouplist(&name, gid).map_err(system)?;
+        Ok(Account {
+            name: found.name,
+            group_name: group.map(str::to_owned),
+            user: found.uid.as_raw(),
+            group: gid.as_raw(),
+            groups: groups.into_iter().map(nix::unistd::Gid::as_raw).collect(),
+        })
+    }
 }
+
+/// What problems say of files that may not be read.
+pub const PERMISSION_DENIED: &str = "permission denied";
 
 /// A plain sentence for an error of [`FileSource::read`].
 pub(super) fn explain(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "no such file".to_owned(),
-        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        io::ErrorKind::PermissionDenied => PERMISSION_DENIED.to_owned(),
         _ => error.to_string(),
     }
 }
@@ -99,7 +162,7 @@ mod tests {
         let file = directory.join("key.pem");
         std::fs::write(&file, "x").unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o444)).unwrap();
-        let mode = |credentials| Disk { credentials }.read(&file).unwrap().mode;
+        let mode = |credentials| Disk { credentials, settled: None }.read(&file).unwrap().mode;
         assert_eq!(mode(None), 0o444);
         assert_eq!(mode(Some(PathBuf::from("/run/credentials/other"))), 0o444);
         assert_eq!(mode(Some(directory.clone())), 0o404);

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use ktls::CryptoInfo;
 use rustls::{ConnectionTrafficSecrets, ProtocolVersion, SupportedCipherSuite};
 use thiserror::Error;
+use zeroize::Zeroize as _;
 
 use super::control::{self, Budget, Control};
 use super::probe::Support;
@@ -61,8 +62,8 @@ pub fn handover(
     let (received, sent) = (secrets.rx.0, secrets.tx.0);
     let receive = key(suite, secrets.rx).ok_or(HandoverError::Unsupported)?;
     let send = key(suite, secrets.tx).ok_or(HandoverError::Unsupported)?;
-    socket.set_key(TlsDirection::Send, &send).map_err(HandoverError::Lost)?;
-    socket.set_key(TlsDirection::Receive, &receive).map_err(HandoverError::Lost)?;
+    socket.set_key(TlsDirection::Send, &send.0).map_err(HandoverError::Lost)?;
+    socket.set_key(TlsDirection::Receive, &receive.0).map_err(HandoverError::Lost)?;
     let schedule = Rc::new(RefCell::new(Schedule::new(key_schedule)));
     let can_rekey = support.can_rekey() && version == Version::Tls13;
     let keys = Keys { schedule, suite, can_rekey, limit: RecordLimit::KEY };
@@ -76,12 +77,23 @@ pub fn handover(
     Ok((opener, KernelSealer { keys, records: sent }))
 }
 
-/// Keys in the layout of the kernel.
-fn key(
-    suite: SupportedCipherSuite,
-    secrets: (u64, ConnectionTrafficSecrets),
-) -> Option<CryptoInfo> {
-    CryptoInfo::from_rustls(suite, secrets).ok()
+/// A key in the layout of the kernel; wiped when dropped, since from then on only the kernel needs it.
+struct KernelKey(CryptoInfo);
+
+impl Drop for KernelKey {
+    fn drop(&mut self) {
+        match &mut self.0 {
+            CryptoInfo::AesGcm128(info) => info.key.zeroize(),
+            CryptoInfo::AesGcm256(info) => info.key.zeroize(),
+            CryptoInfo::Chacha20Poly1305(info) => info.key.zeroize(),
+            // No suite of ours has another layout.
+            CryptoInfo::AesCcm128(_) | CryptoInfo::Sm4Gcm(_) | CryptoInfo::Sm4Ccm(_) => {}
+        }
+    }
+}
+
+fn key(suite: SupportedCipherSuite, secrets: (u64, ConnectionTrafficSecrets)) -> Option<KernelKey> {
+    CryptoInfo::from_rustls(suite, secrets).ok().map(KernelKey)
 }
 
 /// What both halves need to change keys.
@@ -95,7 +107,7 @@ struct Keys {
 
 impl Keys {
     /// The next key of one direction. A step that cannot be taken back, so only where the kernel can follow.
-    fn next(&self, direction: TlsDirection) -> Result<CryptoInfo, RecordError> {
+    fn next(&self, direction: TlsDirection) -> Result<KernelKey, RecordError> {
         let mut schedule = self.schedule.borrow_mut();
         let secrets = match direction {
             TlsDirection::Receive => schedule.keys.update_rx_secret(),
@@ -218,7 +230,7 @@ impl KernelOpener {
                     return Err(RecordError::KeyUpdateUnsupported.into());
                 }
                 let key = self.keys.next(TlsDirection::Receive)?;
-                socket.set_key(TlsDirection::Receive, &key)?;
+                socket.set_key(TlsDirection::Receive, &key.0)?;
                 (self.records, self.uncounted) = (0, 0);
                 self.keys.schedule.borrow_mut().on_key_update(is_asked);
                 return Ok(Taken::KeyUpdated);
@@ -280,7 +292,7 @@ impl KernelSealer {
     /// When there is no next key, or the kernel refuses it; nothing can be sent any more then.
     pub fn change_key(&mut self, socket: &dyn KernelTls) -> Result<(), KernelRecordError> {
         let key = self.keys.next(TlsDirection::Send)?;
-        socket.set_key(TlsDirection::Send, &key)?;
+        socket.set_key(TlsDirection::Send, &key.0)?;
         self.records = 0;
         Ok(())
     }

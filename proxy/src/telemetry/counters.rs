@@ -175,6 +175,8 @@ pub struct Seen {
 pub struct WorkerCounters {
     /// Number of the worker.
     pub index: usize,
+    /// Turns of its clock, 20 per second.
+    pub ticks: Counter,
     /// Connections admitted.
     pub accepted: Counter,
     /// Connections shed, as [`Shed`]: too many in all, or from one address.
@@ -199,6 +201,7 @@ impl WorkerCounters {
     pub fn new(index: usize) -> Arc<Self> {
         Arc::new(Self {
             index,
+            ticks: Counter::default(),
             accepted: Counter::default(),
             shed: Default::default(),
             established: Default::default(),

@@ -13,6 +13,8 @@
 //!   memory until the ring is gone.
 //! - It submits only when the thread has nothing else to do. A task that is always ready therefore stops everything,
 //!   and `tokio::task::yield_now` in a loop is such a task. Use [`no_op`] to be fair.
+//! - It gives no way to its ring, which has to be told what it may do. [`start`] finds the ring and tells it: anything
+//!   but the operations of this module is refused by the kernel.
 //! - It cannot do operations that complete more than once (multishot, zero-copy send), nor `DEFER_TASKRUN`. There are
 //!   none here.
 //!
@@ -23,6 +25,7 @@
 mod listener;
 mod message;
 mod op;
+mod restrict;
 mod runtime;
 mod socket;
 

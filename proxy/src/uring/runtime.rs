@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode};
 
+use super::restrict::restricted;
+
 /// Operations without which there is no gateway, with the kernel that brought the youngest: 5.6.
 const REQUIRED: [(u8, &str); 6] = [
     (opcode::Accept::CODE, "ACCEPT"),
@@ -200,8 +202,8 @@ impl Drop for Ended {
 
 fn build(ring: Ring) -> io::Result<tokio_uring::Runtime> {
     let mut builder = tokio_uring::builder();
-    builder.entries(ring.submissions).uring_builder(&ring.builder());
-    tokio_uring::Runtime::new(&builder)
+    builder.entries(ring.submissions).uring_builder(ring.builder().setup_r_disabled());
+    restricted(|| tokio_uring::Runtime::new(&builder))
 }
 
 /// Finds the best ring that `attempt` can make. A ring is tried before the runtime is built, because a runtime that

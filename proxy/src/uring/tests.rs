@@ -3,6 +3,8 @@
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
 
+use io_uring::{opcode, squeue, types};
+
 use super::*;
 use crate::transport::{Buffer, Transport};
 
@@ -67,4 +69,48 @@ fn connections_that_wait_are_accepted_in_one_turn() {
         listener.close();
         assert!(matches!(listener.accept().await, Err(AcceptError::Closed)));
     });
+}
+
+/// Does nothing with its result.
+struct Raw;
+
+impl op::Operation for Raw {
+    type Output = Option<i32>;
+
+    fn complete(self, result: std::io::Result<u32>) -> Option<i32> {
+        result.err().and_then(|error| error.raw_os_error())
+    }
+}
+
+#[test]
+fn a_ring_refuses_every_operation_that_is_not_the_gateways() {
+    let path = c"/etc/hostname";
+    let open = || opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), path.as_ptr()).build();
+    let flagged = || opcode::Nop::new().build().flags(squeue::Flags::ASYNC);
+    let fixed =
+        || opcode::Accept::new(types::Fixed(0), std::ptr::null_mut(), std::ptr::null_mut()).build();
+    ring(|| async {
+        // SAFETY: it names a constant, and completes once.
+        let opened = unsafe { op::submit(Raw, open()) }.await;
+        assert_eq!(opened, Some(libc::EACCES), "a file can be opened");
+        // SAFETY: it names no memory, and completes once.
+        let flagged = unsafe { op::submit(Raw, flagged()) }.await;
+        assert_eq!(flagged, Some(libc::EACCES), "a flag is accepted");
+        // SAFETY: as above.
+        let fixed = unsafe { op::submit(Raw, fixed()) }.await;
+        assert_eq!(fixed, Some(libc::EACCES), "a registered file is accepted");
+        no_op().await;
+        let (here, there) = tcp_pair().await;
+        assert_eq!(here.send(filled(b"still")).await.0.unwrap(), 5);
+        drop(there);
+    });
+}
+
+#[test]
+fn rings_of_threads_that_start_together_are_all_usable() {
+    let threads: Vec<_> =
+        (0..8).map(|_| std::thread::spawn(|| ring(|| async { drop(tcp_pair().await) }))).collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
 }

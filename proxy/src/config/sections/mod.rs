@@ -4,6 +4,7 @@
 mod admin;
 mod headers;
 mod listener;
+mod process;
 mod rest;
 mod route;
 mod tls;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 pub(super) use admin::admin;
 pub(super) use listener::listeners;
+pub(super) use process::process;
 pub(super) use rest::{access_log, drain_timeout, limits, telemetry, trusted_proxies, workers};
 pub(super) use route::routes;
 pub(super) use tls::tls;
@@ -32,6 +34,7 @@ pub(super) const TOP: &[&str] = &[
     "drain_timeout",
     "limits",
     "listener",
+    "process",
     "route",
     "telemetry",
     "tls",

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::{
-    AccessLog, App, Config, EndpointAddr, FlushLatency, HeaderEdits, Host, Limits, Listener,
-    LogFormat, LogTarget, Offload, Service, Splice, Telemetry,
+    AccessLog, App, CallFilter, Config, EndpointAddr, FlushLatency, HeaderEdits, Host, Limits,
+    Listener, LogFormat, LogTarget, Offload, Process, Service, Splice, Telemetry,
 };
 
 fn secs(seconds: u64) -> Duration {
@@ -324,6 +324,28 @@ fn what_is_measured_can_be_bounded_and_switched_off() {
 }
 
 #[test]
+fn a_user_is_looked_up_with_its_groups() {
+    let of = |lines: &str| accept(&format!("{PLAIN}{lines}")).config.process;
+    assert_eq!(of(""), Process { account: None, filter: CallFilter::Kill });
+    let process = of("[process]\nuser = \"tlsplice\"\ngroup = \"web\"\nfilter = \"log\"\n");
+    assert_eq!(process.filter, CallFilter::Log);
+    let account = process.account.unwrap();
+    assert_eq!((account.user, account.group, &account.groups[..]), (900, 33, &[33][..]));
+    assert_eq!(account.to_string(), "tlsplice (900:33)");
+    for (lines, word) in [
+        ("user = \"nobody-here\"", "useradd"),
+        ("user = \"tlsplice\"\ngroup = \"none\"", "there is no group"),
+        ("group = \"web\"", "stands alone"),
+        ("user = 7", "whole number"),
+        ("filter = \"off\"", "\"kill\" or \"log\""),
+    ] {
+        let report = refuse(&format!("{PLAIN}[process]\n{lines}\n"));
+        assert_eq!(report.problems().len(), 1, "{report}");
+        assert!(report.to_string().contains(word), "{report}");
+    }
+}
+
+#[test]
 fn administrators_ask_on_this_machine_only() {
     let of = |lines: &str| accept(&format!("{PLAIN}{lines}")).config.admin;
     assert_eq!(of(""), None);
@@ -352,7 +374,7 @@ fn the_readme_describes_every_key() {
     let stray = "qqqqqqqqqqqqqqqq = 1\n";
     let report = refuse(&format!(
         "{stray}[[listener]]\n{stray}[tls]\n{stray}[[tls.site]]\n{stray}[[upstream]]\n{stray}\
-         [[route]]\n{stray}[limits]\n{stray}[access_log]\n{stray}[telemetry]\n{stray}[admin]\n{stray}"
+         [[route]]\n{stray}[limits]\n{stray}[access_log]\n{stray}[telemetry]\n{stray}[admin]\n{stray}[process]\n{stray}"
     ));
     let lists = report.problems().iter().filter_map(|problem| {
         problem.hint.as_deref().and_then(|hint| hint.strip_prefix("known here: "))
@@ -367,6 +389,7 @@ fn the_readme_describes_every_key() {
         "access_log",
         "telemetry",
         "admin",
+        "process",
     ];
     let mut keys = 0;
     for key in lists.flat_map(|list| list.split(", ")) {

@@ -15,7 +15,10 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{CertificateParams, DnType, Issuer, KeyPair, date_time_ymd};
 
-use super::{FileContents, FileSource, Loaded, Problem, Report, Severity, Surroundings, parse};
+use super::{
+    Account, AccountError, FileContents, FileSource, Loaded, Problem, Report, Severity,
+    Surroundings, parse,
+};
 
 /// 2026-01-01T00:00:00Z, when every test takes place.
 const NOW: i64 = 1_767_225_600;
@@ -67,6 +70,22 @@ impl FileSource for Memory {
 
     fn is_directory(&mut self, path: &Path) -> bool {
         path == Path::new("/var/log") || path == Path::new("/etc/tlsplice")
+    }
+
+    fn account(&mut self, user: &str, group: Option<&str>) -> Result<Account, AccountError> {
+        let number = match group {
+            None => 901,
+            Some("web") => 33,
+            Some(_) => return Err(AccountError::NoGroup),
+        };
+        let account = Account {
+            name: user.to_owned(),
+            group_name: group.map(str::to_owned),
+            user: 900,
+            group: number,
+            groups: vec![number],
+        };
+        (user == "tlsplice").then_some(account).ok_or(AccountError::NoUser)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The control group of this process: where the programs are attached, so that they see its sockets and no others.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 /// Begins the names of groups that gateways make; the number of the process follows.
@@ -67,6 +67,11 @@ impl Group {
         File::open(&self.path).map_err(|error| GroupError::Io(self.path.clone(), error))
     }
 
+    /// The directory of the group that this process came from, when this one was made for it.
+    pub(super) fn parent(&self) -> Option<&Path> {
+        self.parent.as_deref()
+    }
+
     /// Its directory.
     pub(super) fn path(&self) -> &Path {
         &self.path
@@ -76,11 +81,16 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(parent) = &self.parent
-            && fs::write(parent.join("cgroup.procs"), "0").is_ok()
+            && leave_for(parent).is_ok()
         {
             drop(fs::remove_dir(&self.path));
         }
     }
+}
+
+/// Moves this process. By then it may only append to files, which to the kernel is the same here.
+fn leave_for(group: &Path) -> io::Result<()> {
+    OpenOptions::new().append(true).open(group.join("cgroup.procs"))?.write_all(b"0")
 }
 
 /// Removes groups of gateways that were killed. One that is in use cannot be removed.

@@ -17,6 +17,7 @@ pub use tlsplice_ebpf_common::Direction;
 use tlsplice_ebpf_common::{Conn, Histogram, Link, Role, Stat, key};
 
 use super::latency::Latency;
+use crate::confine::{Place, Use};
 use programs::{Maps, Programs};
 
 /// `BPF_EXIST` of linux/bpf.h.
@@ -164,6 +165,20 @@ impl Meter {
             State::On(programs) => Some(programs),
             State::Off(_) => None,
         }
+    }
+
+    /// Where its control group is left and removed at the end.
+    pub fn places(&self) -> Option<Place> {
+        let directory = self.programs()?.parent()?.to_owned();
+        Some(Place { directory, usage: Use::Leave })
+    }
+
+    /// Whether the kernel answers this thread, as far as rights go.
+    #[must_use]
+    pub fn answers(&self) -> bool {
+        let Some(programs) = self.programs() else { return true };
+        let answer = programs.maps().stats.get(&(Stat::Established as u32), 0);
+        answer.err().is_none_or(|error| programs::errno(&error) != Some(libc::EPERM))
     }
 
     /// Where the connection with this cookie comes from, in the kernel's record, which must name `accepted` too: another

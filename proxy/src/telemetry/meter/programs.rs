@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
@@ -80,7 +81,7 @@ pub(super) struct Programs {
     group: String,
     /// Detached before the process leaves the group.
     _programs: Ebpf,
-    _group: Group,
+    own_group: Group,
 }
 
 /// The maps. A call takes a microsecond or less.
@@ -142,7 +143,7 @@ impl Programs {
             capacity: connections,
             group: group_name,
             _programs: programs,
-            _group: group,
+            own_group: group,
         })
     }
 
@@ -152,6 +153,11 @@ impl Programs {
 
     pub(super) fn group(&self) -> &str {
         &self.group
+    }
+
+    /// The group that this process goes back to at the end, when it made one for itself.
+    pub(super) fn parent(&self) -> Option<&Path> {
+        self.own_group.parent()
     }
 }
 
@@ -231,7 +237,7 @@ fn by_errno(error: &(dyn std::error::Error + 'static), text: String) -> LoadErro
 }
 
 /// The number of the system's error that is behind `error`.
-fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+pub(super) fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(error) = error.downcast_ref::<io::Error>() {
