@@ -1,7 +1,6 @@
 //! What comes before or instead of a request: preambles, handshakes in odd shapes, connections in bulk.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::sync::Arc;
 
 use rustls::client::{

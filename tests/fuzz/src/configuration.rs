@@ -3,7 +3,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use tlsplice::config::{self, FileContents, FileSource, Loaded, Report, Surroundings};
+use tlsplice::config::{
+    self, Account, AccountError, FileContents, FileSource, Loaded, Report, Surroundings,
+};
 use zeroize::Zeroizing;
 
 /// 2026-01-01T00:00:00Z.
@@ -28,6 +30,10 @@ impl FileSource for Memory {
 
     fn is_directory(&mut self, path: &Path) -> bool {
         path == Path::new("/etc/tlsplice")
+    }
+
+    fn account(&mut self, _: &str, _: Option<&str>) -> Result<Account, AccountError> {
+        Err(AccountError::NoUser)
     }
 }
 
