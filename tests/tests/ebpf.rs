@@ -15,7 +15,7 @@ use tlsplice_tests::bpf::Kernel;
 use tlsplice_tests::brake::{Brake, standing};
 use tlsplice_tests::capture::Repeater;
 use tlsplice_tests::client::{Client, VERSIONS, tls_config, tls_stream};
-use tlsplice_tests::gateway::{Config, Gateway};
+use tlsplice_tests::gateway::{Config, Gateway, tlsplice};
 use tlsplice_tests::origin::Origin;
 use tlsplice_tests::plain::{GET, ask, connect, listener, port};
 use tlsplice_tests::{PATIENCE, is_guest, wait_for};
@@ -554,6 +554,21 @@ fn a_tunnel_tells_of_its_silences() {
     let line = gateway.wait_for_access(|line| line["kind"] == "tunnel");
     assert_eq!(line["unstable_risk"]["over_1500_ms"], 1, "{line}");
     assert_eq!(line["unstable_risk"]["over_15_s"], 0, "{line}");
+}
+
+#[test]
+fn the_doctor_loads_them_and_sees_them_run() {
+    let output = tlsplice(&["doctor", "--json"]);
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let findings = told["findings"].as_array().expect("a list");
+    let is_it = |finding: &&serde_json::Value| finding["topic"] == "eBPF";
+    let finding = findings.iter().find(is_it).expect("it looks");
+    assert_eq!(finding["verdict"], "ok", "{finding}");
+    let fact = finding["fact"].as_str().expect("text");
+    assert!(fact.starts_with("programs load and run: "), "{fact}");
+    let group = fact.rsplit(" in ").next().expect("its group");
+    let is_gone = !group.contains("/tlsplice-") || !std::path::Path::new(group).exists();
+    assert!(is_gone, "{group} is left behind");
 }
 
 /// The access log of a Tomcat is checked in `tomcat.rs`; this is the head that it gets.

@@ -11,8 +11,8 @@ const SUITES_OF_MODES: [&str; 9] =
     ["matrix", "records", "splice", "tls", "wire", "guest", "foreign", "websocket", "http"];
 
 /// Those to which it makes none: one mode is enough.
-const SUITES_OF_ONE_MODE: [&str; 9] =
-    ["ebpf", "degraded", "admin", "metrics", "doctor", "top", "identity", "operations", "refusals"];
+const SUITES_OF_ONE_MODE: [&str; 8] =
+    ["ebpf", "degraded", "admin", "metrics", "top", "identity", "operations", "refusals"];
 
 /// The one whose tests change settings of the whole kernel, which others would feel.
 const ALONE: &str = "guest";
@@ -32,28 +32,21 @@ pub(super) fn programs() -> impl Iterator<Item = &'static str> {
 }
 
 /// Those that the short form runs in the preferred mode: how payload moves, and what is measured and told of it.
-const SUITES_OF_KERNELS: [&str; 13] = [
+const SUITES_OF_KERNELS: [&str; 12] = [
     "matrix", "records", "splice", "tls", "wire", "guest", "foreign", "ebpf", "degraded", "admin",
-    "metrics", "doctor", "top",
+    "metrics", "top",
 ];
 
 /// Those that it runs in the other modes: every shape of payload.
 const SUITES_OF_PAYLOAD: [&str; 2] = ["matrix", "records"];
 
 /// Tests that no guest runs, and why.
-pub(super) const LEFT_OUT: [(&str, &str); 6] = [
+pub(super) const LEFT_OUT: [(&str, &str); 2] = [
     (
         "the_kernel_agrees_with_time_stamps_inside_the_stream",
         "emulation proves no precision; bounds and counts are proven by the other one with time stamps",
     ),
     ("a_group_that_another_program_has_for_itself_is_done_without", "guests have no Perl"),
-    ("a_seccomp_filter_that_refuses_or_hides_io_uring_fails", "guests have no Perl"),
-    ("few_descriptors_and_missing_capabilities_are_warnings", "guests have no prlimit and setpriv"),
-    (
-        "a_stream_of_the_application_is_read_past_the_gateway_and_through_it",
-        "emulation keeps no cadence",
-    ),
-    ("a_ring_for_which_there_is_no_descriptor_fails", "guests have no prlimit"),
 ];
 
 /// What the short form leaves out: what takes longest in emulation.
@@ -201,6 +194,10 @@ pub(super) fn one_test() -> String {
     )
 }
 
+/// A gateway that runs all the time. Its programs in the kernel stay attached: the kernel patches its own code when the first
+/// comes and when the last goes, which an emulated processor may see too late and take for a fault (`Oops: int3`).
+const HELD: &str = r#"[[listener]]\naddress = "127.0.0.1:0"\nservice = "http"\n[[route]]\nupstream = "http://127.0.0.1:9"\n"#;
+
 /// What the guest runs as its first process.
 pub(super) fn script(modules: &[&str], runs: &[Run], plan: Plan<'_>) -> String {
     let modules = modules.join(" ");
@@ -218,6 +215,7 @@ pub(super) fn script(modules: &[&str], runs: &[Run], plan: Plan<'_>) -> String {
          ip link set lo up; ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0 || echo \"PROBLEM no network\"\n\
          echo \"KERNEL $(uname -r)\"\n\
          {GATEWAY} --version | sed 's/^/VERSION /'\n\
+         printf '{HELD}' >/tmp/held.toml; {GATEWAY} run --config /tmp/held.toml 2>/dev/null &\n\
          run() {{\n\
          name=$1; ip link set lo mtu $2 || echo \"PROBLEM mtu $2\"; shift 2; rm -f /tmp/planned\n\
          for suite in $*; do\n\
