@@ -61,7 +61,11 @@ const KILLED: &[(&str, Attempt)] = &[
     ("being readable", |_| {
         rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(Into::into)
     }),
-    ("a map in the kernel", |_| crate::sys::probe::bpf_map()),
+    ("a map in the kernel", |_| {
+        aya::sys::is_map_supported(aya::maps::MapType::Hash)
+            .map(drop)
+            .map_err(std::io::Error::other)
+    }),
     ("a directory", |directory| fs::create_dir(directory.join("logs/sub"))),
     ("another name for a file", |directory| {
         fs::rename(directory.join("logs/access.log"), directory.join("logs/other.log"))

@@ -6,7 +6,7 @@ use super::kernel::{Kernel, Tls};
 pub(super) const GATEWAY: &str = "/t/debug/tlsplice";
 
 /// Test programs that run on a kernel alone, without Tomcat and browser.
-pub(super) const SUITES: [&str; 18] = [
+pub(super) const SUITES: [&str; 19] = [
     "matrix",
     "records",
     "splice",
@@ -24,6 +24,7 @@ pub(super) const SUITES: [&str; 18] = [
     "http",
     "identity",
     "operations",
+    "posture",
     "refusals",
 ];
 
@@ -45,16 +46,16 @@ pub(super) fn programs() -> impl Iterator<Item = &'static str> {
 }
 
 /// Those that the short form runs in the preferred mode: how payload moves, and what is measured and told of it.
-const SUITES_OF_KERNELS: [&str; 13] = [
+const SUITES_OF_KERNELS: [&str; 14] = [
     "matrix", "records", "splice", "tls", "wire", "guest", "foreign", "ebpf", "degraded", "admin",
-    "metrics", "doctor", "top",
+    "metrics", "doctor", "top", "posture",
 ];
 
 /// Those that it runs in the other modes: every shape of payload.
 const SUITES_OF_PAYLOAD: [&str; 2] = ["matrix", "records"];
 
 /// Tests that no guest runs, and why.
-pub(super) const LEFT_OUT: [(&str, &str); 5] = [
+pub(super) const LEFT_OUT: [(&str, &str); 7] = [
     (
         "the_kernel_agrees_with_time_stamps_inside_the_stream",
         "emulation proves no precision; bounds and counts are proven by the other one with time stamps",
@@ -62,6 +63,8 @@ pub(super) const LEFT_OUT: [(&str, &str); 5] = [
     ("a_group_that_another_program_has_for_itself_is_done_without", "guests have no Perl"),
     ("a_seccomp_filter_that_refuses_or_hides_io_uring_fails", "guests have no Perl"),
     ("few_descriptors_and_missing_capabilities_are_warnings", "guests have no prlimit and setpriv"),
+    ("others_of_the_same_user_cannot_look_into_it", "guests have no setpriv"),
+    ("who_cannot_become_the_configured_user_does_not_serve", "guests have no setpriv"),
     ("a_ring_for_which_there_is_no_descriptor_fails", "guests have no prlimit"),
 ];
 
