@@ -31,7 +31,9 @@ pub(super) fn write(
     }
     archive.add_device("dev/console", 5, 1);
     archive.add("bin/busybox", PROGRAM, &read(&unpacked.busybox)?);
-    archive.add("etc/passwd", FILE, b"root:x:0:0::/root:/bin/sh\n");
+    let users = "root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n";
+    archive.add("etc/passwd", FILE, users.as_bytes());
+    archive.add("etc/group", FILE, b"root:x:0:\nnogroup:x:65534:\n");
     archive.add("etc/hosts", FILE, b"127.0.0.1 localhost\n");
     let modules = kernel::in_order(&unpacked.modules)?;
     for (name, bytes) in &modules {

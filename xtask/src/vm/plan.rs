@@ -11,8 +11,9 @@ const SUITES_OF_MODES: [&str; 9] =
     ["matrix", "records", "splice", "tls", "wire", "guest", "foreign", "websocket", "http"];
 
 /// Those to which it makes none: one mode is enough.
-const SUITES_OF_ONE_MODE: [&str; 8] =
-    ["ebpf", "degraded", "admin", "metrics", "top", "identity", "operations", "refusals"];
+const SUITES_OF_ONE_MODE: [&str; 9] = [
+    "ebpf", "degraded", "admin", "metrics", "top", "identity", "operations", "posture", "refusals",
+];
 
 /// The one whose tests change settings of the whole kernel, which others would feel.
 const ALONE: &str = "guest";
@@ -32,21 +33,23 @@ pub(super) fn programs() -> impl Iterator<Item = &'static str> {
 }
 
 /// Those that the short form runs in the preferred mode: how payload moves, and what is measured and told of it.
-const SUITES_OF_KERNELS: [&str; 12] = [
+const SUITES_OF_KERNELS: [&str; 13] = [
     "matrix", "records", "splice", "tls", "wire", "guest", "foreign", "ebpf", "degraded", "admin",
-    "metrics", "top",
+    "metrics", "top", "posture",
 ];
 
 /// Those that it runs in the other modes: every shape of payload.
 const SUITES_OF_PAYLOAD: [&str; 2] = ["matrix", "records"];
 
 /// Tests that no guest runs, and why.
-pub(super) const LEFT_OUT: [(&str, &str); 2] = [
+pub(super) const LEFT_OUT: [(&str, &str); 4] = [
     (
         "the_kernel_agrees_with_time_stamps_inside_the_stream",
         "emulation proves no precision; bounds and counts are proven by the other one with time stamps",
     ),
     ("a_group_that_another_program_has_for_itself_is_done_without", "guests have no Perl"),
+    ("others_of_the_same_user_cannot_look_into_it", "guests have no setpriv"),
+    ("who_cannot_become_the_configured_user_does_not_serve", "guests have no setpriv"),
 ];
 
 /// What the short form leaves out: what takes longest in emulation.
