@@ -251,6 +251,11 @@ impl Gateway {
             }
             thread::sleep(Duration::from_millis(20));
         }
+        // These listen before they have made who works.
+        let forks = matches!(kind, Kind::Nginx(_) | Kind::Apache);
+        while forks && measure::tree(process.id()).len() < 2 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
         Ok(Self { process, log, fronts })
     }
 

@@ -32,11 +32,14 @@ const NEXT_PACKAGES: [&str; 16] = [
     "libsystemd0",
 ];
 
+/// What is left out, by its name, and why.
+pub type LeftOut = Vec<(String, String)>;
+
 /// Those of `kinds` that can be had, installed; and what is left out, with the reason. What is unpacked goes to the folder `next`.
 ///
 /// # Errors
 /// When packages of this system cannot be installed.
-pub fn rivals(kinds: Vec<Kind>, next: &Path) -> Result<(Vec<Kind>, Vec<(String, String)>)> {
+pub fn rivals(kinds: Vec<Kind>, next: &Path) -> Result<(Vec<Kind>, LeftOut)> {
     let wanted: Vec<&str> = kinds.iter().filter_map(Kind::package).collect();
     let missing = packages::missing(&wanted)?;
     ensure(&wanted)?;

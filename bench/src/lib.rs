@@ -44,6 +44,8 @@ pub mod floor;
 /// Load by wrk and h2load.
 pub mod external;
 
+mod machine;
+
 /// The runs, interleaved.
 pub mod run;
 

@@ -61,6 +61,9 @@ pub struct Point {
     /// Part of `--quick`.
     #[serde(default)]
     pub quick: bool,
+    /// So few units in a second that a usual window would count too few.
+    #[serde(default)]
+    pub slow: bool,
     /// Needs a Tomcat.
     #[serde(default)]
     pub tomcat: bool,

@@ -80,7 +80,7 @@ pub fn details(report: &Report) -> String {
             let void = cell.samples.iter().filter(|sample| sample.is_void).count();
             let _ = write!(
                 text,
-                "{what:<52} {:<10} {rate:>9}/s  syscalls {syscalls:>7}  switches {:>6.3}  p50 {:>8.1} us  \
+                "{what:<58} {:<13} {rate:>9}/s  syscalls {syscalls:>7}  switches {:>6.3}  p50 {:>8.1} us  \
                  p99 {:>9.1} us  load {:>3.0} %",
                 cell.gateway,
                 of(|sample| sample.switches_per_unit),

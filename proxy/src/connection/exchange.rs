@@ -30,7 +30,7 @@ pub(super) enum Forwarded<T: Transport> {
     /// It was answered, or cannot be any more.
     Over(After),
     /// The answer was the upgrade to a tunnel, on this connection.
-    Upgraded(Lease<T>),
+    Upgraded(Box<Lease<T>>),
 }
 
 /// Why an exchange did not complete.
@@ -172,7 +172,7 @@ async fn attempt<N: Network>(
                 After::KeepAlive
             }))
         }
-        Ok(Answer::Upgraded) => Attempt::Done(Forwarded::Upgraded(lease)),
+        Ok(Answer::Upgraded) => Attempt::Done(Forwarded::Upgraded(Box::new(lease))),
         Err(failure) => {
             let nothing_came =
                 progress.upstream_spoke.get().is_none() && !progress.response_started.get();

@@ -219,7 +219,7 @@ async fn serve_all<N: Network>(
                 let after = match forwarded.await {
                     Forwarded::Over(after) => after,
                     Forwarded::Upgraded(lease) => {
-                        let tunnel = Tunnel { generation, lease, record, start };
+                        let tunnel = Tunnel { generation, lease: *lease, record, start };
                         return Served::Upgraded(Box::new(tunnel));
                     }
                 };
