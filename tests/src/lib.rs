@@ -16,6 +16,8 @@ pub mod capture;
 pub mod client;
 /// An upstream that sends bodies back.
 pub mod echo;
+/// A network that breaks.
+pub mod fault;
 /// The gateway as a process.
 pub mod gateway;
 /// Calls of the gateway that are made to fail.
