@@ -261,11 +261,23 @@ impl Worker {
     }
 }
 
+/// Whether there is what it takes to accept connections.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Supply {
+    Enough,
+    Exhausted,
+}
+
 /// Accepts until the listener is closed.
 async fn accept(worker: Rc<Worker>, listener: Rc<Listener>, door: Door) {
+    let mut supply = Supply::Enough;
     loop {
         match listener.accept().await {
             Ok((socket, address)) => {
+                if supply == Supply::Exhausted {
+                    tracing::info!("connections are accepted again");
+                    supply = Supply::Enough;
+                }
                 let client = ClientAddr::new(address);
                 match worker.admission.admit(client) {
                     Ok(ticket) => spawn(&worker, socket, client, door, ticket),
@@ -277,7 +289,11 @@ async fn accept(worker: Rc<Worker>, listener: Rc<Listener>, door: Door) {
             }
             Err(AcceptError::Closed) => return,
             Err(error @ AcceptError::Exhausted(_)) => {
-                tracing::warn!("{error}; connections wait meanwhile");
+                // It is tried again ten times a second, and told once.
+                if supply == Supply::Enough {
+                    tracing::warn!("{error}; connections wait meanwhile");
+                    supply = Supply::Exhausted;
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
             Err(error @ AcceptError::Broken(_)) => {
