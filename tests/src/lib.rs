@@ -10,6 +10,8 @@ pub mod admin;
 pub mod bpf;
 /// Gateways that stand still for a while.
 pub mod brake;
+/// Somebody else who is served meanwhile.
+pub mod bystander;
 /// What passes on the wire.
 pub mod capture;
 /// Clients that speak HTTP byte by byte.
@@ -22,6 +24,10 @@ pub mod fault;
 pub mod gateway;
 /// Calls of the gateway that are made to fail.
 pub mod inject;
+/// An upstream that keeps account.
+pub mod ledger;
+/// A network of one's own.
+pub mod network;
 /// Scripted upstreams.
 pub mod origin;
 /// Clients without TLS.
