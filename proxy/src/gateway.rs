@@ -265,6 +265,10 @@ impl Gateway {
             let resolving = Arc::clone(&shared);
             drop(thread::Builder::new().name(name).spawn(move || resolving.resolve()));
         }
+        if let Some((failed, error)) = shared.log.as_ref().and_then(|log| log.take_failed()) {
+            self.dropped_lines.add(failed);
+            tracing::warn!("the access log cannot be written: {error}; {failed} lines are lost");
+        }
         if let Some(dropped) = shared.log.as_ref().map(|log| log.take_dropped()).filter(|&n| n > 0)
         {
             self.dropped_lines.add(dropped);

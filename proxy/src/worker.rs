@@ -261,11 +261,23 @@ impl Worker {
     }
 }
 
+/// Whether there is what it takes to accept connections.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Supply {
+    Enough,
+    Exhausted,
+}
+
 /// Accepts until the listener is closed.
 async fn accept(worker: Rc<Worker>, listener: Rc<Listener>, door: Door) {
+    let mut supply = Supply::Enough;
     loop {
         match listener.accept().await {
             Ok((socket, address)) => {
+                if supply == Supply::Exhausted {
+                    tracing::info!("connections are accepted again");
+                    supply = Supply::Enough;
+                }
                 let client = ClientAddr::new(address);
                 match worker.admission.admit(client) {
                     Ok(ticket) => spawn(&worker, socket, client, door, ticket),
@@ -277,7 +289,11 @@ async fn accept(worker: Rc<Worker>, listener: Rc<Listener>, door: Door) {
             }
             Err(AcceptError::Closed) => return,
             Err(error @ AcceptError::Exhausted(_)) => {
-                tracing::warn!("{error}; connections wait meanwhile");
+                // It is tried again ten times a second, and told once.
+                if supply == Supply::Enough {
+                    tracing::warn!("{error}; connections wait meanwhile");
+                    supply = Supply::Exhausted;
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
             Err(error @ AcceptError::Broken(_)) => {
@@ -289,12 +305,58 @@ async fn accept(worker: Rc<Worker>, listener: Rc<Listener>, door: Door) {
 }
 
 fn spawn(worker: &Rc<Worker>, socket: Socket, client: ClientAddr, door: Door, ticket: Ticket) {
-    let worker = Rc::clone(worker);
-    worker.connections.set(worker.connections.get() + 1);
+    let presence = Presence::new(worker);
     worker.core.counters.accepted.add(1);
+    let core = Rc::clone(&worker.core);
     uring::spawn(async move {
-        connection::serve(Rc::clone(&worker.core), socket, client, door).await;
-        worker.connections.set(worker.connections.get() - 1);
-        drop(ticket);
+        connection::serve(core, socket, client, door).await;
+        drop((presence, ticket));
     });
+}
+
+/// Counts a connection while it lives, also when a panic ends it: a drain waits for all that are counted.
+struct Presence(Rc<Worker>);
+
+impl Presence {
+    fn new(worker: &Rc<Worker>) -> Self {
+        worker.connections.set(worker.connections.get() + 1);
+        Self(Rc::clone(worker))
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get() - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_panics_ends_alone_and_is_not_waited_for() {
+        let text = "[[listener]]\naddress = \"127.0.0.1:0\"\nservice = \"http\"\n\
+                    [[route]]\nupstream = \"http://127.0.0.1:1\"\n";
+        let shared = Shared::new(config::tests::alone(text)).expect("no log is opened");
+        let admission = Admission::new(&shared.config.limits, 10_000);
+        let (_sender, orders) = watch::channel(Orders { shared, phase: Phase::Draining });
+        let left = uring::start(uring::Setup::default(), |_| async move {
+            let kernel_tls = Arc::new(Support::none("there is no kernel"));
+            let meter = Meter::disabled("there is no kernel");
+            let worker = Worker::new(orders, admission, kernel_tls, meter, WorkerCounters::new(0));
+            let (first, second) = (Presence::new(&worker), Presence::new(&worker));
+            let defect = uring::spawn(async move {
+                let _first = first;
+                let nothing: Option<()> = None;
+                nothing.expect("a defect");
+            });
+            let ended = defect.await;
+            assert!(ended.is_err_and(|error| error.is_panic()));
+            let left = worker.connections.get();
+            drop(second);
+            left
+        });
+        assert_eq!(left.expect("a ring"), 1);
+    }
 }

@@ -418,6 +418,21 @@ impl Client {
         }
     }
 
+    /// Where this end is.
+    ///
+    /// # Panics
+    /// When the kernel does not tell.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.socket().local_addr().expect("it is connected")
+    }
+
+    /// Ends the connection by a reset.
+    pub fn reset(self) {
+        // It may have been reset by the other side.
+        let _ = rustix::net::connect_unspec(self.socket());
+    }
+
     /// Says that nothing more will be sent: close_notify, and FIN.
     ///
     /// # Panics

@@ -293,6 +293,19 @@ impl Gateway {
         fs::read_dir(format!("/proc/{}/fd", self.process.id())).expect("its descriptors").count()
     }
 
+    /// How many ends of pipes it has open.
+    ///
+    /// # Panics
+    /// When the kernel does not tell.
+    #[must_use]
+    pub fn pipe_ends(&self) -> usize {
+        let entries = fs::read_dir(format!("/proc/{}/fd", self.process.id()));
+        let links = entries
+            .expect("its descriptors")
+            .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        links.filter(|link| link.to_string_lossy().starts_with("pipe:")).count()
+    }
+
     /// How much memory it has in use.
     ///
     /// # Panics

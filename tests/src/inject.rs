@@ -5,7 +5,24 @@ use std::process::{Command, Stdio};
 use rustix::process::Signal;
 use tlsplice_fixtures::process::Process;
 
-use crate::{is_guest, need, wait_for};
+use crate::{gateway, is_guest, need, wait_for};
+
+/// A gateway with calls that fail from its start on, each given in the words of strace, such as `pipe2:error=EMFILE:when=1`:
+/// for [`Gateway::start_as`](gateway::Gateway::start_as). Each thread counts its calls for itself.
+#[must_use]
+pub fn gateway_with(injections: &[&str]) -> Command {
+    need(&["strace"]);
+    let mut command = Command::new("strace");
+    // The tracer is the one in the background, so that the process is the gateway's own.
+    command.args(["-D", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null"]);
+    let names: Vec<&str> = injections.iter().filter_map(|text| text.split(':').next()).collect();
+    command.args(["-e", &format!("trace={}", names.join(","))]);
+    for injection in injections {
+        command.args(["-e", &format!("inject={injection}")]);
+    }
+    command.arg(gateway::binary());
+    command
+}
 
 /// Calls of one thread that fail as long as this lives.
 pub struct Injection(Process);

@@ -10,16 +10,24 @@ pub mod admin;
 pub mod bpf;
 /// Gateways that stand still for a while.
 pub mod brake;
+/// Somebody else who is served meanwhile.
+pub mod bystander;
 /// What passes on the wire.
 pub mod capture;
 /// Clients that speak HTTP byte by byte.
 pub mod client;
 /// An upstream that sends bodies back.
 pub mod echo;
+/// A network that breaks.
+pub mod fault;
 /// The gateway as a process.
 pub mod gateway;
 /// Calls of the gateway that are made to fail.
 pub mod inject;
+/// An upstream that keeps account.
+pub mod ledger;
+/// A network of one's own.
+pub mod network;
 /// Scripted upstreams.
 pub mod origin;
 /// Clients without TLS.

@@ -145,6 +145,17 @@ impl Connection {
         }
     }
 
+    /// Takes what has come, at least one byte.
+    ///
+    /// # Errors
+    /// When the gateway closes before.
+    pub fn some(&mut self) -> io::Result<Vec<u8>> {
+        if self.received.is_empty() {
+            self.receive()?;
+        }
+        Ok(std::mem::take(&mut self.received))
+    }
+
     fn receive(&mut self) -> io::Result<()> {
         let mut piece = [0; 64 * 1024];
         match self.stream.read(&mut piece)? {

@@ -4,6 +4,7 @@ mod attacks;
 mod bench;
 mod check;
 mod ebpf;
+mod faults;
 mod fuzz;
 mod run;
 mod sbom;
@@ -54,6 +55,11 @@ enum Command {
     /// Works with stable Rust and a C++ compiler. Without a target all of them run in turn. Inputs are kept under
     /// `target/fuzz`, those that break a property under `target/fuzz/crashes`; exit status 1 when there are any.
     Fuzz(fuzz::Options),
+    /// Run the fault table, and print what came of each row.
+    ///
+    /// The rows are in `tests/faults/rows.txt`: what breaks around a gateway, what must hold then, and which tests show
+    /// it. A row counts as passed only by tests that have run. Root is needed for networks of their own and the like.
+    Faults(faults::Options),
     /// Run the gateway and its end-to-end tests on other kernels, under software emulation.
     ///
     /// Debian's kernels 5.10, 6.1, 6.12 and the newest are fetched as packages into `target/vm`, without touching the
@@ -82,6 +88,7 @@ fn main() -> ExitCode {
         Command::Sbom(options) => sbom::run(&options),
         Command::Attacks(options) => attacks::command(&options),
         Command::Fuzz(options) => fuzz::command(&options),
+        Command::Faults(options) => faults::run(&options),
         Command::Vm(options) => vm::command(&options),
     };
     match result {

@@ -16,7 +16,7 @@ use crate::error::Fault;
 use crate::generation::{Generation, Shared};
 use crate::message::framing::Framing;
 use crate::message::reply::Refusal;
-use crate::pool::{Lease, Network};
+use crate::pool::{ConnectCause, Lease, Network};
 use crate::relay::{self, BodyError, Pace, RelayError, Side, Sink, Source};
 use crate::stream::{End, Fill, Reader, StreamError};
 use crate::telemetry::{Outcome, Record};
@@ -82,12 +82,17 @@ pub(super) async fn forward<N: Network>(
         let mut lease = match generation.pool.acquire(route.upstream, is_replay).await {
             Ok(lease) => lease,
             Err(error) => {
-                record.fault = Some(if error.is_local { Fault::Local } else { Fault::Upstream });
+                let refusal = match error.cause {
+                    ConnectCause::Endpoint => Refusal::Unreachable,
+                    ConnectCause::Timeout => Refusal::ConnectTimeout,
+                    ConnectCause::Local => Refusal::Exhausted,
+                };
+                record.fault = Some(refusal.fault());
                 record.reason = Some(error.to_string());
                 record.upstream = Some(error.endpoint);
                 let close = unread_body || !forward.keep_alive;
                 let how = (forward.version, close, forward.to_head);
-                return Forwarded::Over(refuse(session, Refusal::Unreachable, how, record).await);
+                return Forwarded::Over(refuse(session, refusal, how, record).await);
             }
         };
         lease.serve(session.gauge.as_deref());

@@ -103,6 +103,17 @@ impl Crew {
     }
 }
 
+/// Tells that a worker has ended, also when a panic ended it: a gateway that lacks a worker without knowing would accept
+/// less than it should, and wait for it for ever when it is to stop.
+struct Farewell(mpsc::Sender<Event>);
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        // At the very end nobody asks any more.
+        drop(self.0.send(Event::Ended));
+    }
+}
+
 fn lost(handle: Handle) -> GatewayError {
     match handle.join() {
         Ok(Err(error)) => error.into(),
@@ -123,6 +134,7 @@ fn start(
     let (admission, kernel_tls) = (Arc::clone(admission), Arc::clone(kernel_tls));
     let (meter, counters) = (Arc::clone(meter), Arc::clone(&counters[index]));
     let run = move || {
+        let _farewell = Farewell(events);
         if let Some(core) = core
             && !core_affinity::set_for_current(core)
         {
@@ -139,9 +151,7 @@ fn start(
                 }
             }
         };
-        let result = worker::run(&addresses, &admission, &kernel_tls, &meter, &counters, started);
-        drop(events.send(Event::Ended));
-        result
+        worker::run(&addresses, &admission, &kernel_tls, &meter, &counters, started)
     };
     let handle = thread::Builder::new().name(format!("worker-{index}")).spawn(run)?;
     Ok(Member { handle, steps, reports })

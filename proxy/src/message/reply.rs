@@ -50,6 +50,12 @@ pub enum Refusal {
     /// No endpoint could be reached.
     #[error("no endpoint could be reached")]
     Unreachable,
+    /// No endpoint could be reached in time.
+    #[error("connecting took too long")]
+    ConnectTimeout,
+    /// This machine lacks what it takes to connect: descriptors, memory, local ports.
+    #[error("nothing is left to connect with")]
+    Exhausted,
     /// The upstream went away before it answered.
     #[error("the upstream closed before its response")]
     UpstreamClosed,
@@ -79,8 +85,9 @@ impl Refusal {
             | Self::AccessDenied
             | Self::OriginDenied
             | Self::PlainHttp => Fault::Downstream,
-            Self::Loop => Fault::Local,
+            Self::Loop | Self::Exhausted => Fault::Local,
             Self::Unreachable
+            | Self::ConnectTimeout
             | Self::UpstreamClosed
             | Self::Response(_)
             | Self::TooManyInterim
@@ -103,7 +110,8 @@ impl Refusal {
             Self::Unreachable | Self::UpstreamClosed | Self::Response(_) | Self::TooManyInterim => {
                 (502, "Bad Gateway")
             }
-            Self::ResponseTimeout => (504, "Gateway Timeout"),
+            Self::Exhausted => (503, "Service Unavailable"),
+            Self::ConnectTimeout | Self::ResponseTimeout => (504, "Gateway Timeout"),
         }
     }
 
@@ -123,6 +131,8 @@ impl Refusal {
             | Self::AccessDenied
             | Self::OriginDenied
             | Self::Unreachable
+            | Self::ConnectTimeout
+            | Self::Exhausted
             | Self::UpstreamClosed
             | Self::Response(_)
             | Self::TooManyInterim
@@ -184,7 +194,7 @@ pub fn write_refusal(
     );
     match status {
         405 => out.extend_from_slice(ALLOW),
-        502 | 504 => out.extend_from_slice(b"Retry-After: 2\r\n"),
+        502..=504 => out.extend_from_slice(b"Retry-After: 2\r\n"),
         _ => {}
     }
     write_connection(version, close, out);
@@ -224,6 +234,7 @@ mod tests {
             Refusal::PlainHttp,
             Refusal::NoRoute,
             Refusal::Unreachable,
+            Refusal::Exhausted,
             Refusal::ResponseTimeout,
         ] {
             let mut out = Vec::new();

@@ -48,10 +48,31 @@ pub struct ConnectError {
     pub endpoint: String,
     /// What happened there.
     pub reason: String,
-    /// It was our own resources that failed.
-    pub is_local: bool,
-    /// It did not answer in time.
-    pub is_timeout: bool,
+    /// What kept us from it.
+    pub cause: ConnectCause,
+}
+
+/// What keeps from a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectCause {
+    /// The endpoint, or the way there.
+    Endpoint,
+    /// The endpoint did not answer in time.
+    Timeout,
+    /// This machine lacks what it takes.
+    Local,
+}
+
+impl ConnectCause {
+    fn of(error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(
+                libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL,
+            ) => Self::Local,
+            _ if error.kind() == io::ErrorKind::TimedOut => Self::Timeout,
+            _ => Self::Endpoint,
+        }
+    }
 }
 
 /// Upstream connections of one worker under one configuration.
@@ -219,15 +240,15 @@ impl<N: Network> Pool<N> {
                 Ok(lease) => return Ok(lease),
                 Err(error) => {
                     place.counters.failures.add(1);
+                    let cause = ConnectCause::of(&error);
                     // What this machine lacks says nothing about the endpoint.
-                    if !is_local(&error) {
+                    if cause != ConnectCause::Local {
                         group.on_failure(place, self.timers.now());
                     }
                     last = Some(ConnectError {
                         endpoint: place.endpoint.to_string(),
                         reason: explain(&error),
-                        is_local: is_local(&error),
-                        is_timeout: error.kind() == io::ErrorKind::TimedOut,
+                        cause,
                     });
                 }
             }
@@ -236,8 +257,7 @@ impl<N: Network> Pool<N> {
         Err(last.unwrap_or_else(|| ConnectError {
             endpoint: "upstream".into(),
             reason: "it has no endpoint".into(),
-            is_local: true,
-            is_timeout: false,
+            cause: ConnectCause::Local,
         }))
     }
 
@@ -372,13 +392,6 @@ impl<T: Transport> Place<T> {
         }
         None
     }
-}
-
-fn is_local(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL)
-    )
 }
 
 fn explain(error: &io::Error) -> String {

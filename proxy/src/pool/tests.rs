@@ -239,7 +239,7 @@ fn attempts_are_bounded_and_the_last_failure_is_named() {
         }
         let error = world.pool.acquire(0, false).await.err().expect("nobody listens");
         assert_eq!(world.tried(), CONNECT_ATTEMPTS_MAX);
-        assert!(!error.is_local && !error.is_timeout);
+        assert_eq!(error.cause, ConnectCause::Endpoint);
         assert_eq!(error.endpoint, world.network.tried.borrow()[2].to_string());
         assert!(world.bench.timers.is_empty(), "nothing is left of the attempts");
     });
@@ -253,7 +253,7 @@ fn what_this_machine_lacks_is_not_held_against_an_endpoint() {
             world.network.fail(libc::EMFILE);
             world.network.fail(libc::EADDRNOTAVAIL);
             let error = world.pool.acquire(0, false).await.err().expect("no descriptor");
-            assert!(error.is_local, "{error}");
+            assert_eq!(error.cause, ConnectCause::Local, "{error}");
         }
         let healths = world.pool.groups[0].places.iter().map(|place| place.health.get());
         assert!(healths.into_iter().all(|health| health == Health::default()));
@@ -274,7 +274,7 @@ fn connecting_has_its_time() {
         assert!(!task.is_finished());
         world.bench.advance(CONNECT / 2);
         let error = task.await.expect("no panic").expect("it took too long");
-        assert!(error.is_timeout && !error.is_local, "{error}");
+        assert_eq!(error.cause, ConnectCause::Timeout, "{error}");
         assert!(world.bench.timers.is_empty());
     });
 }
