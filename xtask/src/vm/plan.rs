@@ -12,7 +12,15 @@ const SUITES_OF_MODES: [&str; 9] =
 
 /// Those to which it makes none: one mode is enough.
 const SUITES_OF_ONE_MODE: [&str; 9] = [
-    "ebpf", "degraded", "admin", "metrics", "top", "identity", "operations", "posture", "refusals",
+    "ebpf",
+    "degraded",
+    "admin",
+    "metrics",
+    "top",
+    "identity",
+    "operations",
+    "posture",
+    "refusals",
 ];
 
 /// The one whose tests change settings of the whole kernel, which others would feel.
