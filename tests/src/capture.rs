@@ -1,11 +1,11 @@
 use std::collections::BTreeSet;
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::net::sockopt::{
     Timeout, set_socket_recv_buffer_size, set_socket_recv_buffer_size_force, set_socket_timeout,
@@ -21,8 +21,9 @@ const EVERY_PROTOCOL: u16 = 3;
 /// `IPPROTO_RAW` of netinet/in.h: whole packets are sent, with their header.
 const RAW: u32 = 255;
 
-/// Protocol number of TCP.
+/// Protocol numbers of TCP and UDP.
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 
 /// Bytes before the packet.
 const ETHERNET: usize = 14;
@@ -33,14 +34,15 @@ const FRAME_BYTES_MAX: usize = 128 * 1024;
 /// Memory for frames that nobody has looked at yet, in bytes.
 const BACKLOG_BYTES: usize = 64 << 20;
 
-/// After so long without a segment of interest everything has been seen.
-const QUIET: Duration = Duration::from_millis(200);
+/// How long a watcher waits for a frame before it gives up, and how often the end is told again: it may get lost.
+const MOMENT: Duration = Duration::from_millis(200);
 
 /// Watches TCP segments over IPv4 of some ports of this machine, as the wire would carry them. Others are let go at once:
 /// whatever else is busy on this machine costs no memory.
 pub struct Capture {
     ports: Arc<Mutex<BTreeSet<u16>>>,
-    is_stopped: Arc<AtomicBool>,
+    /// What it sends to itself is the end: everything before that has been seen then, however busy the machine is.
+    end: UdpSocket,
     thread: JoinHandle<io::Result<Vec<Segment>>>,
 }
 
@@ -60,11 +62,12 @@ impl Capture {
     /// `PermissionDenied` for others than root.
     pub fn start() -> io::Result<Self> {
         let socket = watcher()?;
+        let end = UdpSocket::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+        let end_port = end.local_addr()?.port();
         let ports = Arc::default();
-        let is_stopped = Arc::new(AtomicBool::new(false));
-        let (watched, stopped) = (Arc::clone(&ports), Arc::clone(&is_stopped));
-        let thread = thread::spawn(move || watch(&socket, &watched, &stopped));
-        Ok(Self { ports, is_stopped, thread })
+        let watched = Arc::clone(&ports);
+        let thread = thread::spawn(move || watch(&socket, &watched, end_port));
+        Ok(Self { ports, end, thread })
     }
 
     /// From here on segments from and to this port are kept.
@@ -78,7 +81,11 @@ impl Capture {
     /// When the kernel stopped telling.
     #[must_use]
     pub fn finish(self) -> Vec<Segment> {
-        self.is_stopped.store(true, Ordering::Relaxed);
+        let address = self.end.local_addr().expect("it is bound");
+        while !self.thread.is_finished() {
+            self.end.send_to(b"end", address).expect("it can be sent");
+            thread::sleep(MOMENT);
+        }
         self.thread.join().expect("it does not panic").expect("the kernel tells")
     }
 }
@@ -145,47 +152,51 @@ fn watcher() -> io::Result<OwnedFd> {
     let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, protocol)?;
     set_socket_recv_buffer_size_force(&socket, BACKLOG_BYTES)
         .or_else(|_| set_socket_recv_buffer_size(&socket, BACKLOG_BYTES))?;
-    set_socket_timeout(&socket, Timeout::Recv, Some(QUIET))?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(MOMENT))?;
     Ok(socket)
 }
 
 fn watch(
     socket: &OwnedFd,
     ports: &Mutex<BTreeSet<u16>>,
-    is_stopped: &AtomicBool,
+    end_port: u16,
 ) -> io::Result<Vec<Segment>> {
     let mut segments = Vec::new();
     let mut frame = vec![0; FRAME_BYTES_MAX];
-    // The last segment of interest, or the moment it was last known that more may come.
-    let mut last = Instant::now();
-    while last.elapsed() < QUIET {
-        if !is_stopped.load(Ordering::Relaxed) {
-            last = Instant::now();
-        }
+    loop {
         match recv(socket, &mut frame[..], RecvFlags::empty()) {
             Ok((count, _)) => {
+                let frame = &frame[..count];
+                if datagram_port(frame) == Some(end_port) {
+                    return Ok(segments);
+                }
                 let watched = ports.lock().unwrap_or_else(PoisonError::into_inner);
                 let is_watched =
                     |segment: &Segment| segment.ports.iter().any(|port| watched.contains(port));
-                if let Some(segment) = segment(&frame[..count]).filter(is_watched) {
-                    segments.push(segment);
-                    last = Instant::now();
-                }
+                segments.extend(segment(frame).filter(is_watched));
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(segments)
+}
+
+/// What a frame carries, if that is IPv4.
+fn packet(frame: &[u8]) -> Option<&[u8]> {
+    let is_ipv4 = frame.get(12..ETHERNET)? == [8, 0];
+    frame.get(ETHERNET..).filter(|_| is_ipv4)
+}
+
+/// The destination of a datagram of UDP.
+fn datagram_port(frame: &[u8]) -> Option<u16> {
+    let packet = packet(frame).filter(|packet| packet.get(9) == Some(&UDP))?;
+    let udp = packet.get(usize::from(packet[0] & 15) * 4..)?;
+    Some(u16::from_be_bytes([*udp.get(2)?, *udp.get(3)?]))
 }
 
 /// What a frame carries, if that is something above TCP and IPv4.
 fn segment(frame: &[u8]) -> Option<Segment> {
-    let packet = frame.get(ETHERNET..)?;
-    let is_tcp = frame[12..ETHERNET] == [8, 0] && *packet.get(9)? == TCP;
-    if !is_tcp {
-        return None;
-    }
+    let packet = packet(frame).filter(|packet| packet.get(9) == Some(&TCP))?;
     let tcp = packet.get(usize::from(packet[0] & 15) * 4..)?;
     let payload = tcp.get(usize::from(*tcp.get(12)? >> 4) * 4..)?;
     let port = |at: usize| u16::from_be_bytes([tcp[at], tcp[at + 1]]);

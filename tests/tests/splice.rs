@@ -446,7 +446,8 @@ fn small_messages_of_others_go_on_during_bulk() {
         assert_eq!(client.get("/whoami").status, 200);
         answers += 1;
     }
-    assert!(answers > 0);
+    // One that waits for the bulk to end is answered once.
+    assert!(answers >= 3, "only {answers}");
     for thread in bulk {
         assert_eq!(thread.join().expect("it ends"), 30_000_000);
     }

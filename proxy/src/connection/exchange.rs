@@ -236,7 +236,9 @@ async fn exchange<T: Transport>(
                     // The upstream may have answered before it stopped reading.
                     Err(RelayError::Stream(Side::To, _)) => {
                         upstream_is_deaf = true;
-                        up_watch.receive_within(EARLY_RESPONSE_TIMEOUT);
+                        if !progress.response_started.get() {
+                            up_watch.receive_within(EARLY_RESPONSE_TIMEOUT);
+                        }
                     }
                     Err(error) => return Poll::Ready(Err(request_failure(&error, progress))),
                 }

@@ -178,6 +178,8 @@ pub async fn pump<T: Transport, U: Transport>(
     let mut outlet = Outlet { sink, owed: 0 };
     let (mut engine, mut is_bulk) = (Engine::new(from, to), false);
     let mut pacer = Pacer { pace, base: from.count(), received: 0, waited: Duration::ZERO };
+    // The source has time for each wait for it, and for nothing else: a slow sink is not its fault.
+    from.watch().receive_at_leisure();
     loop {
         let step = source.take(from.filled_mut()).map_err(BodyError::from)?;
         moved += step.data_len as u64;
@@ -186,7 +188,6 @@ pub async fn pump<T: Transport, U: Transport>(
         from.consume(step.consumed);
         if step.ended {
             outlet.end(to).await?;
-            from.watch().receive_at_leisure();
             return Ok(moved);
         }
         to.flush().await.map_err(to_error)?;
@@ -340,6 +341,7 @@ async fn read<T: Transport>(
     let start = from.watch().now();
     from.watch().receive_within(pacer.allowance());
     let fill = if leaves_rest { from.fill_beginning().await } else { from.fill().await };
+    from.watch().receive_at_leisure();
     let fill = fill.map_err(|error| RelayError::Stream(Side::From, error))?;
     pacer.on_read(from.watch().now().since(start), from.count() + from.filled().len() as u64);
     match fill {

@@ -59,7 +59,9 @@ pub(super) async fn splice<T: Transport, U: Transport>(
                 };
                 let start = from.watch().now();
                 from.watch().receive_within(pacer.allowance());
-                from.readable().await.map_err(from_error)?;
+                let waited = from.readable().await;
+                from.watch().receive_at_leisure();
+                waited.map_err(from_error)?;
                 pacer.on_read(from.watch().now().since(start), from.count());
                 flow.on_source_ready();
                 Ok(())

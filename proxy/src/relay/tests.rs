@@ -266,6 +266,52 @@ fn a_receiver_that_takes_nothing_is_the_one_at_fault() {
 }
 
 #[test]
+fn a_slow_receiver_is_not_held_against_the_source() {
+    const LEN: usize = 200_000;
+    for is_spliced in [false, true] {
+        run(async move {
+            let bench = Bench::new();
+            let ((source, near), (far, sink)) = (pair(1 << 20), pair(2_000));
+            if is_spliced {
+                near.allow_splicing();
+                far.allow_splicing();
+            }
+            let (mut from, _unused_writer) = bench.plain(near);
+            let (_unused_reader, mut to) = bench.plain(far);
+            let data = noise(LEN);
+            let mut taken = Vec::new();
+            // As behind a head, which had to come in time, too.
+            put(&source, &data[..LEN / 2]);
+            from.watch().receive_within(IDLE);
+            from.fill().await.expect("it is there");
+            let body = Source::Length(LEN as u64);
+            let mut relay = pin!(pump(&mut from, &mut to, body, Sink::Raw, PACE, None));
+            let mut result = None;
+            for due in [LEN / 2, LEN] {
+                while taken.len() < due {
+                    if result.is_none()
+                        && let Poll::Ready(ready) = poll(&mut relay)
+                    {
+                        result = Some(ready.expect("nobody is overdue"));
+                    }
+                    bench.advance(WRITE_TIMEOUT / 2);
+                    taken.extend(got(&sink));
+                }
+                if due < LEN {
+                    put(&source, &data[due..]);
+                }
+            }
+            let result = match result {
+                Some(moved) => moved,
+                None => relay.await.expect("nobody is overdue"),
+            };
+            assert_eq!(result, LEN as u64);
+            assert!(taken == data, "other bytes");
+        });
+    }
+}
+
+#[test]
 fn bytes_of_earlier_requests_earn_a_slow_body_no_time() {
     run(async {
         let mut line = line(1 << 20);
