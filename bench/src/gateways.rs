@@ -17,6 +17,8 @@ use crate::load::Fronts;
 use crate::measure;
 
 const START: Duration = Duration::from_secs(20);
+/// The same under a wrapper, which may slow it down a hundredfold.
+const WRAPPED_START: Duration = Duration::from_secs(120);
 const APACHE_MODULES: &str = "/usr/lib/apache2/modules";
 
 /// Where TLS is done, and how bodies move.
@@ -239,7 +241,8 @@ impl Gateway {
         };
         command.stdin(Stdio::null()).stderr(output.try_clone().map_err(failed())?).stdout(output);
         let mut process = Process::spawn(kind.name(), &mut command)?;
-        let deadline = Instant::now() + START;
+        let bound = if setting.wrapper.is_empty() { START } else { WRAPPED_START };
+        let deadline = Instant::now() + bound;
         while TcpStream::connect(fronts.plain).is_err() || TcpStream::connect(fronts.tls).is_err() {
             let is_over = process.try_wait()?.is_some() || Instant::now() > deadline;
             if is_over {
@@ -270,7 +273,7 @@ impl Gateway {
     /// # Errors
     /// When it cannot be ended, or has left no log.
     pub fn end(mut self) -> Result<String> {
-        self.process.terminate(START)?;
+        self.process.terminate(WRAPPED_START)?;
         fs::read_to_string(&self.log)
             .map_err(Error::io(format!("cannot read {}", self.log.display())))
     }

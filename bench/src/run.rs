@@ -28,7 +28,7 @@ const GATEWAY_IS_BUSY: f64 = 0.9;
 const SETTLE: Duration = Duration::from_millis(1000);
 /// Runs of points that measure memory: each starts a process and opens all tunnels anew, and hardly differs.
 const IDLE_RUNS: usize = 3;
-/// Runs that a point gets even when it is slow.
+/// Runs that a point gets even when it is slow, unless it is very slow.
 const RUNS_MIN: usize = 3;
 const WARM_UP_MIN: Duration = Duration::from_millis(400);
 /// The same where the clock sets the pace: what piled up at first has to be worked off, which takes Apache a second.
@@ -184,13 +184,13 @@ impl Bench<'_> {
         }
         let is_idle = point.groups.iter().any(|group| group.work == Work::Idle);
         let runs = if is_idle { self.plan.runs.min(IDLE_RUNS) } else { self.plan.runs };
-        // Twice its share, since others take less.
+        // A little more than its share, since others take less.
         let time_left = self.plan.bound.saturating_sub(self.begun.elapsed());
-        let share = time_left * 2 / u32::try_from(left.max(2)).unwrap_or(u32::MAX);
+        let share = time_left * 5 / 4 / u32::try_from(left.max(2)).unwrap_or(u32::MAX);
         let begun = Instant::now();
         for round in 0..runs {
             let is_slow = begun.elapsed() > share && round >= RUNS_MIN;
-            if is_slow || begun.elapsed() > time_left {
+            if is_slow || round > 0 && begun.elapsed() > share * 2 {
                 outcome
                     .note
                     .get_or_insert_with(|| format!("{round} runs: there was no time for more."));
