@@ -1,12 +1,10 @@
 //! `cargo xtask coverage`: how much of the gateway the unit tests reach, by LLVM's own measure.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::{env, fs};
 
-use serde_json::Value;
 use tlsplice_fixtures::{Error, Result};
 
 use crate::tools;
@@ -65,24 +63,11 @@ pub(crate) fn command(options: &Options) -> Result<ExitCode> {
 
 /// Builds the unit tests with counters in the crates of this workspace alone; the others stay as they are.
 fn build(directory: &Path) -> Result<PathBuf> {
-    let wrapper = directory.join("rustc");
-    let failed = || Error::io(format!("cannot write {}", wrapper.display()));
-    fs::write(&wrapper, "#!/bin/sh\nexec \"$@\" -Cinstrument-coverage\n").map_err(failed())?;
-    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).map_err(failed())?;
+    let wrapper = tools::compiler_wrapper(directory, "-Cinstrument-coverage")?;
     let mut command = tools::cargo(&["test", "--quiet", "--locked", "--package", "tlsplice"]);
     command.args(["--lib", "--no-run", "--message-format=json"]);
-    command.env("RUSTC_WORKSPACE_WRAPPER", &wrapper);
-    // Build scripts have counters, too.
-    command.env("LLVM_PROFILE_FILE", directory.join("scripts-%p.profraw"));
-    let output =
-        command.stderr(Stdio::inherit()).output().map_err(Error::io("cannot run cargo"))?;
-    let messages = output.stdout.split(|&byte| byte == b'\n');
-    let program = messages
-        .filter_map(|line| serde_json::from_slice::<Value>(line).ok())
-        .find_map(|message| Some(PathBuf::from(message["executable"].as_str()?)));
-    program
-        .filter(|_| output.status.success())
-        .ok_or_else(|| Error::failed("the build with counters failed"))
+    command.env("RUSTC_WORKSPACE_WRAPPER", wrapper);
+    tools::executable_of(&mut command)
 }
 
 /// LLVM's programs, which must be of the compiler's own version.
