@@ -262,3 +262,32 @@ fn a_record_that_does_not_fit_and_a_hello_without_end_are_too_long() {
     let error = handshake.on_bytes(&mut Buffer::with_capacity(64), &mut output).unwrap_err();
     assert!(matches!(error, HandshakeError::Closed | HandshakeError::TooLong), "{error}");
 }
+
+#[test]
+fn plain_http_is_told_from_noise_in_any_pieces() {
+    for (bytes, is_http) in [
+        (&b"GET / HTTP/1.1\r\n\r\n"[..], true),
+        (b"PROPFIND /", true),
+        (b"GET\x16\x03\x01", false),
+        (b"GO x", false),
+        (b"A", false),
+        (b"ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJKL /", false),
+    ] {
+        for piece in [1, 2, 3, 5, bytes.len()] {
+            let mut handshake = Handshake::new(server(&[])).unwrap();
+            let (mut input, mut output) = (Buffer::with_capacity(256), Vec::new());
+            let verdict = bytes.chunks(piece).find_map(|part| {
+                input.append(part);
+                handshake.on_bytes(&mut input, &mut output).err()
+            });
+            let name = bytes.escape_ascii();
+            match verdict {
+                Some(HandshakeError::PlainHttp) => assert!(is_http, "{name} by {piece}"),
+                Some(HandshakeError::NotTls) => assert!(!is_http, "{name} by {piece}"),
+                None => assert_eq!(bytes, b"A", "it might still become a method"),
+                Some(error) => panic!("{error}: {name} by {piece}"),
+            }
+            assert!(output.is_empty(), "{name} by {piece}");
+        }
+    }
+}
