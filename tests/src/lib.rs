@@ -22,6 +22,8 @@ pub mod echo;
 pub mod fault;
 /// The gateway as a process.
 pub mod gateway;
+/// An upstream on somebody else's parser.
+pub mod hyper_origin;
 /// Calls of the gateway that are made to fail.
 pub mod inject;
 /// An upstream that keeps account.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tlsplice_fixtures::{Error, Result, packages};
 
-use crate::{ebpf, sbom, tools, vm};
+use crate::{ebpf, fuzz, sbom, tools, vm};
 
 /// The version of cargo-deny that is installed where there is none.
 const CARGO_DENY: &str = "0.20.2";
@@ -24,8 +24,8 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let begun = Instant::now();
     let mut checks = 0;
-    // Beside the steps below: tests, and kernels.
-    let steps_in_all = 8;
+    // Beside the steps below: tests, fuzz targets, and kernels.
+    let steps_in_all = 9;
     if options.filter.is_none() {
         let steps: [(&str, &dyn Fn() -> Result<()>); 6] = [
             ("packages", &ensure_packages),
@@ -47,11 +47,17 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             eprintln!("    {name}: {:.0?}", start.elapsed());
             checks += 1;
         }
-        eprintln!("==> [{}/{steps_in_all}] tests", steps_in_all - 1);
+        eprintln!("==> [{}/{steps_in_all}] tests", steps_in_all - 2);
     }
     let summary = tests(options.filter.as_deref())?;
     let mut is_good = summary.is_success;
     if options.filter.is_none() {
+        eprintln!("==> [{}/{steps_in_all}] fuzz targets", steps_in_all - 1);
+        let start = Instant::now();
+        let properties_hold = fuzz::short()?;
+        is_good &= properties_hold;
+        checks += u32::from(properties_hold);
+        eprintln!("    fuzz targets: {:.0?}", start.elapsed());
         eprintln!("==> [{steps_in_all}/{steps_in_all}] kernels");
         let start = Instant::now();
         let kernels_are_good = vm::short()?;

@@ -3,17 +3,18 @@
 //! The instrumentation is part of stable compilers; only sanitizers are not, and the code that could need them (`unsafe`)
 //! is outside of what is tried here.
 
+use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::{env, fs};
 
 use tlsplice_fixtures::{Error, Result};
 
 use crate::tools;
 
 /// Counts how often each edge is taken and shows what is compared with what, as libFuzzer wants it.
-const INSTRUMENTATION: [&str; 5] = [
+const INSTRUMENTATION: [&str; 6] = [
+    "-Copt-level=1",
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
     "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
@@ -132,30 +133,17 @@ fn folder() -> PathBuf {
     tools::target().join("fuzz")
 }
 
-/// Builds the instrumented engine with stable Rust.
+/// Builds the engine, with stable Rust. The crates of this workspace are instrumented, and fast enough to be tried often;
+/// what they stand on is taken as the tests have it.
 fn build() -> Result<PathBuf> {
     tools::ensure_packages(&["g++"])?;
-    let host = host()?;
+    let flags = INSTRUMENTATION.join(" ");
+    let wrapper = tools::compiler_wrapper(&folder(), &flags)?;
     let mut command = tools::cargo(&["build", "--quiet", "--locked", "--package", "tlsplice-fuzz"]);
-    // For a named target build scripts and macros are compiled without the flags.
-    command.args(["--features", "engine", "--profile", "fuzz", "--target", &host]);
-    command.arg("--target-dir").arg(folder());
-    command.env("CARGO_ENCODED_RUSTFLAGS", INSTRUMENTATION.join("\u{1f}"));
-    eprintln!("building the instrumented targets (some minutes the first time)");
-    tools::must_succeed("the build of the fuzz targets", &mut command)?;
-    Ok(folder().join(host).join("fuzz/tlsplice-fuzz"))
-}
-
-/// The system that the compiler works on, as it calls it.
-fn host() -> Result<String> {
-    let compiler = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let output = Command::new(compiler)
-        .arg("-vV")
-        .output()
-        .map_err(Error::io("cannot ask the compiler for its host"))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(ToOwned::to_owned).ok_or_else(|| Error::failed("rustc -vV names no host".to_owned()))
+    command.args(["--features", "engine", "--bin", "tlsplice-fuzz", "--message-format=json"]);
+    command.env("RUSTC_WORKSPACE_WRAPPER", wrapper);
+    eprintln!("building the instrumented targets");
+    tools::executable_of(&mut command)
 }
 
 struct Engine<'a> {

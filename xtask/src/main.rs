@@ -3,6 +3,7 @@
 mod attacks;
 mod bench;
 mod check;
+mod coverage;
 mod ebpf;
 mod faults;
 mod fuzz;
@@ -50,6 +51,11 @@ enum Command {
     /// The rows are in `tests/attacks/`: what hostile clients and upstreams send, and what must come of it. Here, where
     /// TLS is in user space on most machines, or with `--kernel` in guests, with TLS in the kernel too.
     Attacks(attacks::Options),
+    /// Print which part of the gateway its unit tests reach, for each module.
+    ///
+    /// Needs LLVM's programs of the compiler's version: rustup's component llvm-tools, or Debian's package, installed when
+    /// missing.
+    Coverage(coverage::Options),
     /// Try the parsers and the relay with bytes that nobody thought of, guided by the code they reach.
     ///
     /// Works with stable Rust and a C++ compiler. Without a target all of them run in turn. Inputs are kept under
@@ -87,6 +93,7 @@ fn main() -> ExitCode {
         Command::TlsCheck => tls_check::run(),
         Command::Sbom(options) => sbom::run(&options),
         Command::Attacks(options) => attacks::command(&options),
+        Command::Coverage(options) => coverage::command(&options),
         Command::Fuzz(options) => fuzz::command(&options),
         Command::Faults(options) => faults::run(&options),
         Command::Vm(options) => vm::command(&options),

@@ -1,8 +1,11 @@
 //! Where things are, and how programs are called.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
+use serde_json::Value;
 use tlsplice_fixtures::{Error, Result, packages};
 
 /// The top of the workspace.
@@ -30,6 +33,30 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
 pub(crate) fn must_succeed(what: &str, command: &mut Command) -> Result<()> {
     let status = command.status().map_err(Error::io(format!("cannot run {what}")))?;
     if status.success() { Ok(()) } else { Err(Error::failed(format!("{what} failed ({status})"))) }
+}
+
+/// A program in `directory` that runs the compiler with `flags` added: for cargo's `RUSTC_WORKSPACE_WRAPPER`, which asks
+/// it for the crates of this workspace alone and keeps what it made apart from everything else.
+pub(crate) fn compiler_wrapper(directory: &Path, flags: &str) -> Result<PathBuf> {
+    let path = directory.join("rustc");
+    let failed = || Error::io(format!("cannot write {}", path.display()));
+    fs::create_dir_all(directory).map_err(failed())?;
+    fs::write(&path, format!("#!/bin/sh\nexec \"$@\" {flags}\n")).map_err(failed())?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).map_err(failed())?;
+    Ok(path)
+}
+
+/// Runs a build that tells of its results as JSON, and returns the one program among them.
+pub(crate) fn executable_of(command: &mut Command) -> Result<PathBuf> {
+    let output =
+        command.stderr(Stdio::inherit()).output().map_err(Error::io("cannot run cargo"))?;
+    let messages = output.stdout.split(|&byte| byte == b'\n');
+    let program = messages
+        .filter_map(|line| serde_json::from_slice::<Value>(line).ok())
+        .find_map(|message| Some(PathBuf::from(message["executable"].as_str()?)));
+    program
+        .filter(|_| output.status.success())
+        .ok_or_else(|| Error::failed(format!("the build failed ({})", output.status)))
 }
 
 /// Installs Debian packages that are missing, and says which.

@@ -20,6 +20,9 @@ use crate::limits::{HANDSHAKE_BYTES_MAX, RECORD_HEADER_BYTES, RECORD_WIRE_MAX};
 use crate::message::request::looks_like_http;
 use crate::transport::Buffer;
 
+/// Longest word that may be a method, in bytes.
+const METHOD_BYTES_MAX: usize = 32;
+
 /// Why a handshake failed.
 #[derive(Debug, Error)]
 pub enum HandshakeError {
@@ -128,8 +131,8 @@ impl Handshake {
     /// Makes the next complete record visible to rustls; else returns how many bytes it lacks.
     fn give_record(&mut self, input: &[u8]) -> Result<usize, HandshakeError> {
         let record = &input[self.given..];
-        if self.total == 0 {
-            check_first_bytes(record)?;
+        if self.total == 0 && !is_judged(record)? {
+            return Ok(1);
         }
         if record.len() < RECORD_HEADER_BYTES {
             return Ok(RECORD_HEADER_BYTES - record.len());
@@ -216,15 +219,22 @@ enum Step {
     Established,
 }
 
-fn check_first_bytes(bytes: &[u8]) -> Result<(), HandshakeError> {
+/// Whether the first bytes are enough to tell records from requests in plain HTTP, in whatever pieces they come.
+fn is_judged(bytes: &[u8]) -> Result<bool, HandshakeError> {
     match bytes.first() {
-        None | Some(22) => Ok(()),
-        Some(first) if !first.is_ascii_uppercase() => Err(HandshakeError::NotTls),
-        // Three letters tell a method from noise.
-        Some(_) if bytes.len() < 3 => Ok(()),
-        Some(_) if looks_like_http(bytes) => Err(HandshakeError::PlainHttp),
-        Some(_) => Err(HandshakeError::NotTls),
+        None | Some(22) => return Ok(true),
+        Some(first) if !first.is_ascii_uppercase() => return Err(HandshakeError::NotTls),
+        Some(_) => {}
     }
+    // A method is known by the blank behind it.
+    let word = bytes.iter().take_while(|byte| byte.is_ascii_uppercase()).count();
+    if word > METHOD_BYTES_MAX {
+        return Err(HandshakeError::NotTls);
+    }
+    if word == bytes.len() {
+        return Ok(false);
+    }
+    Err(if looks_like_http(bytes) { HandshakeError::PlainHttp } else { HandshakeError::NotTls })
 }
 
 /// Appends what `write` encodes, with as much room as it asks for.

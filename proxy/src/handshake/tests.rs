@@ -222,3 +222,72 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_witness_tells_the_name_that_was_asked_for_in_lower_case() {
+    // With a group that the client does not offer first, it is asked to begin again.
+    for groups in [&[][..], &[NamedGroup::secp384r1]] {
+        let (witness, config) = Witness::of(&server(groups));
+        assert_eq!(witness.name(), None);
+        let name = rustls::pki_types::ServerName::try_from("LocalHost").expect("a name");
+        let mut client = rustls::ClientConnection::new(client_config(None, &[]), name).unwrap();
+        run(&mut client, config, |_| usize::MAX, b"x").unwrap();
+        assert_eq!(witness.name(), Some("localhost"));
+    }
+}
+
+#[test]
+fn what_is_established_is_shown_without_its_secrets() {
+    let done = run(&mut client(&client_config(None, &[])), server(&[]), |_| 100, b"x").unwrap();
+    let shown = format!("{:?}", done.established);
+    assert!(shown.starts_with("Established { suite:") && !shown.contains("secret"), "{shown}");
+}
+
+#[test]
+fn a_record_that_does_not_fit_and_a_hello_without_end_are_too_long() {
+    let mut handshake = Handshake::new(server(&[])).unwrap();
+    let (mut input, mut output) = (Buffer::with_capacity(64), Vec::new());
+    input.append(&[&[22, 3, 1, 1, 0][..], &[1; 59]].concat());
+    let error = handshake.on_bytes(&mut input, &mut output).unwrap_err();
+    assert!(matches!(error, HandshakeError::TooLong), "{error}");
+
+    let mut handshake = Handshake::new(server(&[])).unwrap();
+    let mut input = Buffer::with_capacity(4 * HANDSHAKE_BYTES_MAX);
+    // A message of 16 MB that begins and begins.
+    let fragment = [&[22, 3, 1, 64, 0, 1, 255, 255, 255][..], &[0; (1 << 14) - 4]].concat();
+    while input.append(&fragment) == fragment.len() {}
+    let error = handshake.on_bytes(&mut input, &mut output).unwrap_err();
+    assert!(matches!(error, HandshakeError::TooLong | HandshakeError::Tls(_)), "{error}");
+    // Whatever follows: it is over.
+    let error = handshake.on_bytes(&mut Buffer::with_capacity(64), &mut output).unwrap_err();
+    assert!(matches!(error, HandshakeError::Closed | HandshakeError::TooLong), "{error}");
+}
+
+#[test]
+fn plain_http_is_told_from_noise_in_any_pieces() {
+    for (bytes, is_http) in [
+        (&b"GET / HTTP/1.1\r\n\r\n"[..], true),
+        (b"PROPFIND /", true),
+        (b"GET\x16\x03\x01", false),
+        (b"GO x", false),
+        (b"A", false),
+        (b"ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJKL /", false),
+    ] {
+        for piece in [1, 2, 3, 5, bytes.len()] {
+            let mut handshake = Handshake::new(server(&[])).unwrap();
+            let (mut input, mut output) = (Buffer::with_capacity(256), Vec::new());
+            let verdict = bytes.chunks(piece).find_map(|part| {
+                input.append(part);
+                handshake.on_bytes(&mut input, &mut output).err()
+            });
+            let name = bytes.escape_ascii();
+            match verdict {
+                Some(HandshakeError::PlainHttp) => assert!(is_http, "{name} by {piece}"),
+                Some(HandshakeError::NotTls) => assert!(!is_http, "{name} by {piece}"),
+                None => assert_eq!(bytes, b"A", "it might still become a method"),
+                Some(error) => panic!("{error}: {name} by {piece}"),
+            }
+            assert!(output.is_empty(), "{name} by {piece}");
+        }
+    }
+}

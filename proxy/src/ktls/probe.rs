@@ -389,6 +389,23 @@ mod tests {
         } else {
             "in user space"
         }));
+        let partial = Support {
+            results: (0..6)
+                .map(|index| if index == 2 { Err("no".into()) } else { Ok(()) })
+                .collect(),
+            can_rekey: false,
+            readiness: Readiness::Premature,
+        };
+        let text = partial.describe().join("\n");
+        for part in [
+            "in the kernel: TLS 1.3 AES-128-GCM,",
+            "in user space: TLS 1.3 ChaCha20-Poly1305 (no)",
+            "looks like a whole one to poll",
+            "no key updates in this kernel",
+        ] {
+            assert!(text.contains(part), "{part:?} in {text}");
+        }
+        assert_eq!(Support::everything(true).describe().len(), 1);
         assert!(!Support::none("switched off").is_any());
         assert!(Support::none("switched off").describe()[0].contains("switched off"));
     }

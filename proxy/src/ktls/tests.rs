@@ -358,3 +358,22 @@ proptest! {
         let _ = pair.opener.open(&mut record);
     }
 }
+
+#[test]
+fn every_error_has_its_alert_or_none() {
+    for (error, description) in [
+        (RecordError::Malformed, Some(50)),
+        (RecordError::TooLong(1), Some(22)),
+        (RecordError::Authentication, Some(20)),
+        (RecordError::Unexpected, Some(10)),
+        (RecordError::EmptyRecords, Some(10)),
+        (RecordError::KeyUpdates, Some(10)),
+        (RecordError::Renegotiation, Some(40)),
+        (RecordError::KeySchedule, Some(80)),
+        (RecordError::KeyExhausted, Some(80)),
+        (RecordError::PeerAlert(40), None),
+        (RecordError::KeyUpdateUnsupported, None),
+    ] {
+        assert_eq!(error.alert(), description, "{error}");
+    }
+}

@@ -76,7 +76,8 @@ pub(super) fn declared(version: Version, fields: &[Header<'_>]) -> Result<Declar
 }
 
 fn parse_length(value: &[u8]) -> Result<u64, FramingError> {
-    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+    // What has no digit at all does not parse.
+    if !value.iter().all(u8::is_ascii_digit) {
         return Err(FramingError::BadLength);
     }
     let text = std::str::from_utf8(value).map_err(|_| FramingError::BadLength)?;
@@ -149,6 +150,8 @@ mod tests {
         assert_eq!(request(&[(cl, "0")]), Ok(Framing::None));
         assert_eq!(request(&[("content-LENGTH", "42")]), Ok(Framing::Length(42)));
         assert_eq!(request(&[(te, "CHUNKED")]), Ok(Framing::Chunked));
+        // Other fields say nothing about it.
+        assert_eq!(request(&[("Host", "a"), ("TE", "gzip"), (cl, "5")]), Ok(Framing::Length(5)));
         assert_eq!(request(&[(te, "chunked"), (cl, "3")]), Err(FramingError::Conflict));
         assert_eq!(request(&[(cl, "3"), (cl, "3")]), Err(FramingError::RepeatedLength));
         assert_eq!(request(&[(cl, "3, 3")]), Err(FramingError::RepeatedLength));
@@ -176,7 +179,12 @@ mod tests {
         assert_eq!(of(200, false, &[]), Ok(Framing::UntilClose));
         assert_eq!(of(200, false, &[("Content-Length", "0")]), Ok(Framing::None));
         assert_eq!(of(200, true, &[("Content-Length", "9")]), Ok(Framing::None));
-        assert_eq!(of(304, false, &[("Content-Length", "9")]), Ok(Framing::None));
+        for status in [100, 199, 204, 304] {
+            assert_eq!(of(status, false, &[("Content-Length", "9")]), Ok(Framing::None));
+        }
+        for status in [200, 201, 205, 303, 404] {
+            assert_eq!(of(status, false, &[("Content-Length", "9")]), Ok(Framing::Length(9)));
+        }
         assert_eq!(of(204, false, &[]), Ok(Framing::None));
         assert_eq!(of(200, false, &[("Transfer-Encoding", "chunked")]), Ok(Framing::Chunked));
     }

@@ -228,15 +228,36 @@ mod tests {
 
     #[test]
     fn every_reply_is_a_response_of_the_length_it_says() {
-        for refusal in [
-            Refusal::Request(RequestError::Method),
-            Refusal::Request(HeadError::TooLong(1).into()),
-            Refusal::PlainHttp,
-            Refusal::NoRoute,
-            Refusal::Unreachable,
-            Refusal::Exhausted,
-            Refusal::ResponseTimeout,
+        use Fault::{Downstream, Local, Upstream};
+        let request = |error: RequestError| Refusal::Request(error);
+        for (refusal, status, fault) in [
+            (request(RequestError::Method), 405, Downstream),
+            (request(RequestError::Expectation), 417, Downstream),
+            (request(RequestError::HostCount(2)), 400, Downstream),
+            (request(HeadError::TooLong(1).into()), 431, Downstream),
+            (request(HeadError::TooManyFields(1).into()), 431, Downstream),
+            (request(HeadError::Version.into()), 505, Downstream),
+            (request(FramingError::UnknownCoding.into()), 501, Downstream),
+            (request(FramingError::Conflict.into()), 400, Downstream),
+            (Refusal::Chunk(ChunkError::Size), 400, Downstream),
+            (Refusal::HeadTimeout, 408, Downstream),
+            (Refusal::BodyTimeout, 408, Downstream),
+            (Refusal::BodyTooLarge(1), 413, Downstream),
+            (Refusal::NoRoute, 404, Downstream),
+            (Refusal::Misdirected, 421, Downstream),
+            (Refusal::AccessDenied, 403, Downstream),
+            (Refusal::OriginDenied, 403, Downstream),
+            (Refusal::PlainHttp, 400, Downstream),
+            (Refusal::Loop, 508, Local),
+            (Refusal::Unreachable, 502, Upstream),
+            (Refusal::Exhausted, 503, Local),
+            (Refusal::ConnectTimeout, 504, Upstream),
+            (Refusal::UpstreamClosed, 502, Upstream),
+            (Refusal::Response(ResponseError::Upgrade), 502, Upstream),
+            (Refusal::TooManyInterim, 502, Upstream),
+            (Refusal::ResponseTimeout, 504, Upstream),
         ] {
+            assert_eq!((refusal.status().0, refusal.fault()), (status, fault), "{refusal}");
             let mut out = Vec::new();
             write_refusal(refusal, Version::Http11, refusal.closes(), false, &mut out);
             let mut slots = fields::slots();

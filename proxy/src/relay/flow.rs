@@ -79,7 +79,7 @@ impl Flow {
     /// What to do.
     #[must_use]
     pub fn next(&self) -> Next {
-        let can_fill = self.left > 0 && self.source == Side::Ready;
+        let can_fill = self.source == Side::Ready;
         match self.held {
             0 if self.left == 0 => Next::Done,
             // A full pipe and an empty socket give the same error: a pipe is filled when it is empty only.
@@ -263,5 +263,58 @@ mod tests {
             }
         }
         assert_eq!(moved, TURN_BYTES);
+        flow.on_turn();
+        assert_eq!(flow.next(), Next::Fill(1 << 18));
+    }
+
+    fn failed(errno: i32) -> io::Result<usize> {
+        Err(io::Error::from_raw_os_error(errno))
+    }
+
+    #[test]
+    fn each_result_leads_to_its_step() {
+        let mut flow = Flow::new(6, 4);
+        assert_eq!(flow.next(), Next::Fill(4));
+        flow.on_filled(failed(libc::EINTR)).unwrap();
+        assert_eq!(flow.next(), Next::Fill(4));
+        flow.on_filled(failed(libc::EAGAIN)).unwrap();
+        assert_eq!(flow.next(), Next::AwaitSource);
+        flow.on_source_ready();
+        assert_eq!(flow.next(), Next::Fill(4));
+        flow.on_filled(Ok(4)).unwrap();
+        assert_eq!((flow.next(), flow.is_drained(), flow.left()), (Next::Drain(4), false, 2));
+        flow.on_drained(failed(libc::EINTR)).unwrap();
+        assert_eq!(flow.next(), Next::Drain(4));
+        flow.on_drained(failed(libc::EAGAIN)).unwrap();
+        assert_eq!(flow.next(), Next::AwaitSink);
+        flow.on_sink_ready();
+        flow.on_drained(Ok(3)).unwrap();
+        assert_eq!((flow.next(), flow.is_drained()), (Next::Drain(1), false));
+        flow.on_drained(Ok(1)).unwrap();
+        assert_eq!((flow.next(), flow.is_drained()), (Next::Fill(2), true));
+        flow.on_filled(Ok(2)).unwrap();
+        flow.on_drained(Ok(2)).unwrap();
+        assert_eq!((flow.next(), flow.left()), (Next::Done, 0));
+    }
+
+    #[test]
+    fn each_failure_ends_a_transfer_for_its_own_reason() {
+        let filled = |result| Flow::new(1, 1).on_filled(result).unwrap_err();
+        assert!(matches!(filled(Ok(0)), Stop::Truncated));
+        for errno in [libc::EINVAL, libc::EIO] {
+            assert!(matches!(filled(failed(errno)), Stop::Unsuitable), "{errno}");
+        }
+        let no_number = Err(io::ErrorKind::InvalidInput.into());
+        assert!(matches!(filled(no_number), Stop::Unsuitable));
+        assert!(matches!(filled(failed(libc::ECONNRESET)), Stop::Source(_)));
+        let drained = |result| {
+            let mut flow = Flow::new(1, 1);
+            flow.on_filled(Ok(1)).unwrap();
+            flow.on_drained(result).unwrap_err()
+        };
+        assert!(matches!(drained(Ok(0)), Stop::Sink(_)));
+        for errno in [libc::EINVAL, libc::EPIPE] {
+            assert!(matches!(drained(failed(errno)), Stop::Sink(_)), "{errno}");
+        }
     }
 }

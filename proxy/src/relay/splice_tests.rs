@@ -291,3 +291,38 @@ fn without_a_pipe_everything_is_copied_and_that_is_known() {
         drop(sender.await);
     });
 }
+
+#[test]
+fn bulk_in_a_tunnel_is_spliced_and_what_follows_is_copied_again() {
+    run(async {
+        let bench = Bench::new();
+        let (client, near, far, server) = ends(1 << 20, None);
+        let (mut down_reader, mut down_writer) = bench.plain(near);
+        let (mut up_reader, mut up_writer) = bench.plain(far);
+        let data = noise(4_000_000);
+        let relay = tokio::task::spawn_local(async move {
+            let down = (&mut down_reader, &mut down_writer);
+            let gaps = Gaps::new(bench.timers.now());
+            let ending = tunnel(down, (&mut up_reader, &mut up_writer), IDLE, &gaps).await;
+            (ending, up_writer.spliced(), up_writer.count(), down_writer.spliced())
+        });
+        let listener = tokio::task::spawn_local({
+            let server = server.clone();
+            async move { take_all(&server).await }
+        });
+        put_all(&client, &data).await;
+        // A few bytes at a time are no bulk.
+        for byte in data.chunks(1).take(100) {
+            put_all(&client, byte).await;
+            crate::stream::testing::settle().await;
+        }
+        client.shutdown(std::net::Shutdown::Write);
+        let received = listener.await.expect("no panic");
+        assert!(received == [&data[..], &data[..100]].concat(), "other bytes");
+        server.shutdown(std::net::Shutdown::Write);
+        let (ending, spliced, count, other) = relay.await.expect("no panic");
+        assert_eq!(ending.expect("it ends well"), Ending::Closed);
+        assert!(spliced > 0 && spliced < count, "{spliced} of {count}");
+        assert_eq!(other, 0);
+    });
+}
