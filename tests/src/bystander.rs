@@ -15,15 +15,19 @@ const PERIOD: Duration = Duration::from_millis(10);
 /// How many requests tell what is usual.
 const USUAL: usize = 60;
 
-/// What is allowed on top of three times the usual: machines that run tests have other things to do.
+/// What is allowed on top: machines that run tests have other things to do.
 const SLACK: Duration = Duration::from_millis(250);
 
 /// Somebody whom a fault does not concern: asks over open TLS connections all the time.
 pub struct Bystander {
     usual: Duration,
     is_over: Arc<AtomicBool>,
-    thread: JoinHandle<Result<Vec<Duration>, String>>,
+    asking: Asking,
+    /// Asks the origin itself, which shows how slow the machine is meanwhile.
+    control: Asking,
 }
+
+type Asking = JoinHandle<Result<Vec<Duration>, String>>;
 
 fn quantile(mut sample: Vec<Duration>, hundredths: usize) -> Duration {
     sample.sort_unstable();
@@ -31,34 +35,43 @@ fn quantile(mut sample: Vec<Duration>, hundredths: usize) -> Duration {
 }
 
 impl Bystander {
-    /// Finds out what is usual, and goes on asking for `target` at the gateway.
+    /// Finds out what is usual, and goes on asking for `target` at the gateway, and at the origin for comparison.
     ///
     /// # Panics
     /// When the gateway does not serve.
     #[must_use]
-    pub fn start(address: SocketAddr, target: &str) -> Self {
+    pub fn start(address: SocketAddr, target: &str, origin: SocketAddr) -> Self {
         let mut clients: Vec<Client> = (0..CONNECTIONS).map(|_| Client::tls(address)).collect();
         let usual = ask(&mut clients, target, |count| count < USUAL).expect("it serves");
         let usual = quantile(usual, 99);
         let is_over = Arc::new(AtomicBool::new(false));
-        let stop = Arc::clone(&is_over);
-        let target = target.to_owned();
-        let thread =
-            thread::spawn(move || ask(&mut clients, &target, |_| !stop.load(Ordering::Relaxed)));
-        Self { usual, is_over, thread }
+        let go_on = |mut clients: Vec<Client>| {
+            let (stop, target) = (Arc::clone(&is_over), target.to_owned());
+            thread::spawn(move || ask(&mut clients, &target, |_| !stop.load(Ordering::Relaxed)))
+        };
+        let asking = go_on(clients);
+        let control = go_on((0..CONNECTIONS).map(|_| Client::plain(origin)).collect());
+        Self { usual, is_over, asking, control }
     }
 
-    /// Ends it: no request failed, and nine of ten took no longer than three times the usual and some slack.
+    /// Ends it: no request failed, and nine of ten took no longer than three times of what is usual and of what the origin
+    /// itself took meanwhile, and some slack.
     ///
     /// # Panics
     /// When that is not so.
     pub fn finish(self) {
         self.is_over.store(true, Ordering::Relaxed);
-        let took = self.thread.join().expect("it does not panic");
-        let took = took.unwrap_or_else(|error| panic!("a connection nobody touched: {error}"));
-        let bound = self.usual * 3 + SLACK;
+        let took = |asking: Asking| {
+            let took = asking.join().expect("it does not panic");
+            took.unwrap_or_else(|error| panic!("a connection nobody touched: {error}"))
+        };
+        let (took, control) = (took(self.asking), quantile(took(self.control), 90));
+        let bound = (self.usual + control) * 3 + SLACK;
         let (count, most) = (took.len(), quantile(took, 90));
-        println!("bystander: {count} requests, 9 of 10 within {most:?}; usual: {:?}", self.usual);
+        println!(
+            "bystander: {count} requests, 9 of 10 within {most:?}; usual: {:?}; origin: {control:?}",
+            self.usual
+        );
         assert!(most <= bound, "a connection nobody touched waits {most:?}, more than {bound:?}");
     }
 }

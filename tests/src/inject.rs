@@ -7,6 +7,10 @@ use tlsplice_fixtures::process::Process;
 
 use crate::{gateway, is_guest, need, wait_for};
 
+/// For the configuration of a gateway whose calls are made to fail: what strace puts into the place of such a call is not on
+/// the list of those that a gateway may make, and would end it.
+pub const TRACED: &str = "[process]\nfilter = \"log\"\n";
+
 /// A gateway with calls that fail from its start on, each given in the words of strace, such as `pipe2:error=EMFILE:when=1`:
 /// for [`Gateway::start_as`](gateway::Gateway::start_as). Each thread counts its calls for itself.
 #[must_use]

@@ -9,7 +9,7 @@ use tlsplice_fixtures::demo::Demo;
 use tlsplice_fixtures::pattern;
 use tlsplice_tests::client::{Client, VERSIONS};
 use tlsplice_tests::gateway::{Config, Gateway, SPLICE_VARIABLE};
-use tlsplice_tests::inject::Injection;
+use tlsplice_tests::inject::{Injection, TRACED};
 use tlsplice_tests::origin::Origin;
 
 /// Sizes around the point where splicing begins, and around those of records, pipes and sockets' buffers.
@@ -180,7 +180,8 @@ fn a_body_that_ends_with_its_connection_is_copied_and_the_log_says_why() {
 fn without_pipes_bulk_is_copied_and_the_log_says_so() {
     const LEN: usize = 3_000_001;
     let demo = Demo::start().expect("it starts");
-    let gateway = with_plain_listener(Config::to(demo.address()).with_workers(1));
+    let config = Config::to(demo.address()).with_workers(1).with(TRACED);
+    let gateway = with_plain_listener(config);
     let directory = tempfile::tempdir().expect("a directory");
     let thread = gateway.thread("worker-0");
     let log = directory.path().join("log");

@@ -9,7 +9,7 @@ use rustls::ClientConfig;
 use tlsplice_tests::capture::{Capture, Segment};
 use tlsplice_tests::client::{Client, every_cipher};
 use tlsplice_tests::gateway::{Config, Gateway};
-use tlsplice_tests::inject::Injection;
+use tlsplice_tests::inject::{Injection, TRACED};
 use tlsplice_tests::is_guest;
 use tlsplice_tests::origin::Origin;
 
@@ -109,7 +109,8 @@ fn nothing_can_be_read_when_a_call_for_the_handover_fails() {
             continue;
         }
         for when in 1..=CALLS {
-            let gateway = Gateway::start(&Config::to(origin.address()).with_workers(1));
+            let config_of_it = Config::to(origin.address()).with_workers(1).with(TRACED);
+            let gateway = Gateway::start(&config_of_it);
             capture.add(gateway.https.port());
             let log = directory.path().join(format!("{index}-{when}"));
             let thread = gateway.thread("worker-0");

@@ -130,6 +130,9 @@ fn run_binary(binary: &str, names: &[&str], fates: &mut BTreeMap<String, Fate>) 
                 eprintln!("{binary}: {line}");
             }
             output.on_line(&line);
+            if output.tells_of_a_failure() {
+                eprintln!("{line}");
+            }
         }
     }
     // Its status says no more than the lines did.
@@ -146,6 +149,10 @@ struct Output<'a> {
 }
 
 impl Output<'_> {
+    fn tells_of_a_failure(&self) -> bool {
+        self.told.as_ref().is_some_and(|name| self.fates.get(name) == Some(&Fate::Failed))
+    }
+
     fn on_line(&mut self, line: &str) {
         let full = |name: &str| format!("{}::{name}", self.binary);
         if let Some((name, fate)) =

@@ -94,7 +94,7 @@ fn clients_that_vanish_are_given_up_in_their_time() {
     let Some(_network) = network() else { return };
     let stage = Stage::with(
         "idle_timeout = \"1h\"\n",
-        "write_timeout = \"1s\"\nkeep_alive_timeout = \"1s\"\nhead_timeout = \"1s\"\n",
+        "write_timeout = \"2s\"\nkeep_alive_timeout = \"10s\"\nhead_timeout = \"5s\"\n",
     );
     let bystander = stage.bystander();
     let mut clients: Vec<Client> = Vec::new();

@@ -14,7 +14,7 @@ use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use tlsplice_fixtures::certificate::Certificate;
 use tlsplice_tests::client::{Client, tls_config_trusting};
 use tlsplice_tests::gateway::{Config, Gateway, binary};
-use tlsplice_tests::inject::{self, Injection};
+use tlsplice_tests::inject::{self, Injection, TRACED};
 use tlsplice_tests::ledger::{Ledger, UPGRADE};
 use tlsplice_tests::{admin, wait_for};
 
@@ -28,7 +28,7 @@ const GROWTH_BYTES_MAX: usize = 16 << 20;
 
 #[test]
 fn a_worker_that_panics_ends_the_gateway_and_the_next_one_serves() {
-    let stage = Stage::of(Config::default(), "", Gateway::start);
+    let stage = Stage::of(Config::default().with(TRACED), "", Gateway::start);
     let Stage { mut gateway, origin, proxy, .. } = stage;
     let mut client = Client::tls(gateway.https);
     assert_eq!(client.get("/").status, 200);
@@ -235,22 +235,26 @@ fn expired(path: &Path, good: &Certificate) -> Vec<u8> {
 
 #[test]
 fn certificates_behind_a_link_that_is_swapped_are_taken_whole() {
+    // As volumes of Kubernetes are: files are links into a folder behind a link, which changes in one step.
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path();
     let pairs: Vec<Certificate> = ["a", "b"]
         .iter()
         .map(|name| Certificate::ensure(&path.join(name), &["site.example.net"]).expect("made"))
         .collect();
-    let link = path.join("live");
+    let link = path.join("current");
     let swap = |to: &Certificate| {
-        // As volumes of Kubernetes do: a new link takes the place of the old one in one step.
         let fresh = path.join("fresh");
         std::os::unix::fs::symlink(to.chain.parent().expect("a folder"), &fresh).expect("a link");
         fs::rename(&fresh, &link).expect("it takes the place");
     };
     swap(&pairs[0]);
-    let name_of = |file: &Path| file.file_name().expect("a name").to_owned();
-    let (chain, key) = (link.join(name_of(&pairs[0].chain)), link.join(name_of(&pairs[0].key)));
+    let through = |file: &Path| {
+        let name = file.file_name().expect("a name");
+        std::os::unix::fs::symlink(link.join(name), path.join(name)).expect("a link");
+        path.join(name)
+    };
+    let (chain, key) = (through(&pairs[0].chain), through(&pairs[0].key));
     let origin = Ledger::start();
     let config = Config::to(origin.address()).with(&format!(
         "[[tls.site]]\ncertificate = {chain:?}\nkey = {key:?}\nnames = \"site.example.net\"\n"
@@ -333,7 +337,8 @@ fn without_a_ring_it_does_not_start_and_says_why() {
 /// A gateway whose first calls for a ring fail in each worker, and what it says of its ring.
 fn with_ring(injection: &str) -> (Ledger, Gateway, String) {
     let origin = Ledger::start();
-    let config = Stage::config(Config::default(), "", origin.address(), origin.address());
+    let traced = Config::default().with(TRACED);
+    let config = Stage::config(traced, "", origin.address(), origin.address());
     let gateway = Gateway::start_as(&config, &mut inject::gateway_with(&[injection]));
     let said = gateway.diagnostics();
     let line = said.lines().find(|line| line.contains("workers")).unwrap_or_default().to_owned();
@@ -387,32 +392,6 @@ fn completions_beyond_the_queue_are_not_lost() {
     }
 }
 
-/// Bulk without TLS both ways, and how it went there.
-fn expect_bulk(gateway: &Gateway, origin: &Ledger, path: &str, reason: Option<&str>) {
-    let mut client = Client::plain(gateway.plain());
-    expect_whole(&mut client, "/bytes/3000000");
-    assert_eq!(upload(&mut client, "piped", 3_000_000).status, 200);
-    let line = gateway.wait_for_access(|line| line["target"] == "/bytes/3000000");
-    assert_eq!(
-        (line["path"].as_str(), line["path_reason"].as_str()),
-        (Some(path), reason),
-        "{line}"
-    );
-    assert_eq!(origin.effects("piped"), 1);
-}
-
-#[test]
-fn without_pipes_everything_is_copied() {
-    let origin = Ledger::start();
-    let config = Stage::config(Config::default(), "", origin.address(), origin.address());
-    let gateway = Gateway::start(&config);
-    let (worker, log) = (gateway.thread("worker-0"), Path::new("/dev/null"));
-    let Some(failing) = Injection::begin(&worker, "pipe2", "EMFILE", "1+", log) else { return };
-    expect_bulk(&gateway, &origin, "copy", Some("no_pipe"));
-    failing.end();
-    expect_whole(&mut Client::plain(gateway.plain()), "/bytes/1000000");
-}
-
 #[test]
 fn pipes_may_be_as_small_as_they_come() {
     if !rustix::process::geteuid().is_root() {
@@ -439,7 +418,12 @@ fn pipes_may_be_as_small_as_they_come() {
         Gateway::start(&config)
     });
     let gateway = gateway.join().expect("it starts");
-    expect_bulk(&gateway, &origin, "splice", None);
+    let mut client = Client::plain(gateway.plain());
+    expect_whole(&mut client, "/bytes/3000000");
+    assert_eq!(upload(&mut client, "piped", 3_000_000).status, 200);
+    let line = gateway.wait_for_access(|line| line["target"] == "/bytes/3000000");
+    assert_eq!(line["path"], "splice", "{line}");
+    assert_eq!(origin.effects("piped"), 1);
     drop(hoard);
     expect_whole(&mut Client::plain(gateway.plain()), "/bytes/3000000");
 }
@@ -448,7 +432,8 @@ fn pipes_may_be_as_small_as_they_come() {
 fn splices_that_are_refused_now_and_then_lose_nothing() {
     for error in ["EAGAIN", "EINTR", "EINVAL", "ENOMEM"] {
         let origin = Ledger::start();
-        let config = Stage::config(Config::default(), "", origin.address(), origin.address());
+        let traced = Config::default().with(TRACED);
+        let config = Stage::config(traced, "", origin.address(), origin.address());
         let gateway = Gateway::start(&config);
         let (worker, log) = (gateway.thread("worker-0"), Path::new("/dev/null"));
         let Some(failing) = Injection::begin(&worker, "splice", error, "3+5", log) else { return };
@@ -486,7 +471,7 @@ fn splices_that_are_refused_now_and_then_lose_nothing() {
 #[test]
 fn an_interrupted_getrandom_is_asked_again() {
     let origin = Ledger::start();
-    let config = Config::to(origin.address());
+    let config = Config::to(origin.address()).with(TRACED);
     let mut command = inject::gateway_with(&["getrandom:error=EINTR:when=1+2"]);
     let gateway = Gateway::start_as(&config, &mut command);
     for _ in 0..5 {

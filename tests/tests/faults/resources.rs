@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use rustls::HandshakeKind;
+use tlsplice_fixtures::certificate::Certificate;
 use tlsplice_tests::client::{Client, tls_config, tls_stream};
 use tlsplice_tests::fault::{Admission, FaultProxy, Toxic, Way};
 use tlsplice_tests::gateway::{Config, Gateway, binary};
@@ -266,7 +267,7 @@ fn two_thousand_handshakes_at_once_all_come_to_their_end() {
 /// Where Debian has the library that tells a process another time.
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 
-/// A gateway whose wall clock is that much beside the true one, and may be changed while it runs.
+/// A gateway whose wall clock is beside the true one by what that file says, and may be changed while it runs.
 fn with_clock(config: &Config, clock: &Path) -> Gateway {
     need(&["faketime"]);
     let mut command = Command::new(binary());
@@ -274,6 +275,16 @@ fn with_clock(config: &Config, clock: &Path) -> Gateway {
     command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
     command.env("DONT_FAKE_MONOTONIC", "1").stdout(Stdio::null());
     Gateway::start_as(config, &mut command)
+}
+
+/// A site whose certificate lies beside a file: a gateway reads in directories of its configuration only.
+fn site_beside(file: &Path) -> String {
+    let directory = file.parent().expect("a directory");
+    let made = Certificate::ensure(directory, &["site.example.net"]).expect("it is made");
+    format!(
+        "[[tls.site]]\ncertificate = {:?}\nkey = {:?}\nnames = \"site.example.net\"\n",
+        made.chain, made.key
+    )
 }
 
 fn handshake(gateway: &Gateway, config: &Arc<rustls::ClientConfig>) -> Option<HandshakeKind> {
@@ -297,6 +308,7 @@ fn a_wall_clock_that_jumps_moves_no_deadline_and_ends_certificates() {
          [[route]]\nupstream = \"app\"\n",
         proxy.address()
     ));
+    let config = config.with(&site_beside(&clock));
     let mut gateway = with_clock(&config, &clock);
     let mut client = Client::tls(gateway.https);
     for offset in ["+3600", "-3600", "+0"] {
@@ -333,7 +345,8 @@ fn tickets_outlive_one_change_of_their_key_and_cost_a_handshake_after_two() {
     let set = |hours: u64| fs::write(&clock, format!("+{}\n", hours * 3600)).expect("written");
     set(0);
     let origin = Ledger::start();
-    let gateway = with_clock(&Config::to(origin.address()), &clock);
+    let config = Config::to(origin.address()).with(&site_beside(&clock));
+    let gateway = with_clock(&config, &clock);
     let fresh = || Arc::new(tls_config(rustls::DEFAULT_VERSIONS));
     let (early, late) = (fresh(), fresh());
     assert_eq!(handshake(&gateway, &early), Some(HandshakeKind::Full));

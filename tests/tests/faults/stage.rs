@@ -121,7 +121,7 @@ impl Stage {
     }
 
     pub(crate) fn bystander(&self) -> Bystander {
-        Bystander::start(self.gateway.https, "/calm")
+        Bystander::start(self.gateway.https, "/calm", self.origin.address())
     }
 
     /// The next request succeeds at once, with whole bodies both ways, and everything that was held is given back.
