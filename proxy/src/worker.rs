@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -165,6 +165,8 @@ fn bind(addresses: &[SocketAddr]) -> Result<Listeners, WorkerError> {
 struct Worker {
     core: Rc<WorkerCore>,
     network: Rc<RingNetwork>,
+    /// Configurations that were in use before, as long as something that began under them goes on.
+    former: RefCell<Vec<Weak<Generation<RingNetwork>>>>,
     orders: RefCell<watch::Receiver<Orders>>,
     admission: Arc<Admission>,
     connections: Cell<usize>,
@@ -198,7 +200,8 @@ impl Worker {
             is_draining: Cell::new(false),
         });
         let orders = RefCell::new(orders);
-        Rc::new(Self { core, network, orders, admission, connections: Cell::new(0) })
+        let former = RefCell::default();
+        Rc::new(Self { core, network, former, orders, admission, connections: Cell::new(0) })
     }
 
     /// Keeps the clock and follows orders until there is nothing left to do.
@@ -212,7 +215,7 @@ impl Worker {
             self.core.counters.ticks.add(1);
             ticks = ticks.wrapping_add(1);
             if ticks.is_multiple_of(20) {
-                self.core.generation.borrow().pool.reap();
+                self.reap();
             }
             self.follow(&mut phase, listeners);
             match phase {
@@ -228,6 +231,15 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Closes idle upstream connections whose time is over. A tunnel keeps the pool of its configuration for hours.
+    fn reap(&self) {
+        self.core.generation.borrow().pool.reap();
+        self.former.borrow_mut().retain(|generation| {
+            let generation = generation.upgrade();
+            generation.inspect(|generation| generation.pool.reap()).is_some()
+        });
     }
 
     fn follow(&self, phase: &mut Phase, listeners: &Listeners) {
@@ -246,6 +258,7 @@ impl Worker {
                 &self.core.counters,
             );
             *self.core.generation.borrow_mut() = generation;
+            self.former.borrow_mut().push(Rc::downgrade(&current));
         }
         if new.phase >= Phase::Draining && *phase == Phase::Serving {
             self.core.is_draining.set(true);

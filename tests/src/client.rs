@@ -188,6 +188,50 @@ impl Client {
         Self { stream: Stream::Tls(Box::new(stream)), received: Vec::new() }
     }
 
+    /// A connection as `localhost`, with TLS or without, on which a handshake is over.
+    ///
+    /// # Errors
+    /// When the gateway does not take it.
+    ///
+    /// # Panics
+    /// When TLS is configured in a way that cannot be.
+    pub fn try_connect(address: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> io::Result<Self> {
+        Self::try_connect_with(address, tls, None)
+    }
+
+    /// The same, with so many bytes that the kernel receives beforehand.
+    ///
+    /// # Errors
+    /// As [`Client::try_connect`].
+    ///
+    /// # Panics
+    /// As [`Client::try_connect`].
+    pub fn try_connect_with(
+        address: SocketAddr,
+        tls: Option<&Arc<ClientConfig>>,
+        receive_buffer: Option<usize>,
+    ) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        if let Some(bytes) = receive_buffer {
+            socket.set_recv_buffer_size(bytes)?;
+        }
+        socket.connect(&address.into())?;
+        let socket = TcpStream::from(socket);
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        let Some(config) = tls else {
+            return Ok(Self { stream: Stream::Plain(socket), received: Vec::new() });
+        };
+        let name = ServerName::try_from("localhost").expect("a name");
+        let conn = ClientConnection::new(Arc::clone(config), name).expect("a client");
+        let mut stream = StreamOwned::new(conn, socket);
+        while stream.conn.is_handshaking() {
+            stream.conn.complete_io(&mut stream.sock)?;
+        }
+        Ok(Self { stream: Stream::Tls(Box::new(stream)), received: Vec::new() })
+    }
+
     /// What a stream says from here on.
     #[must_use]
     pub fn over(stream: StreamOwned<ClientConnection, TcpStream>) -> Self {
@@ -451,5 +495,42 @@ impl Client {
             stream.flush()?;
         }
         self.socket().shutdown(Shutdown::Write)
+    }
+
+    /// Resets the connection.
+    pub fn reset(self) {
+        // It may be over already.
+        let _ = rustix::net::sockopt::set_socket_linger(self.socket(), Some(Duration::ZERO));
+    }
+}
+
+/// A client as a stream of plaintext, for those who bring a protocol of their own.
+pub struct Plaintext(pub Client);
+
+impl Read for Plaintext {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.0.received.is_empty() {
+            self.0.receive()?;
+        }
+        let count = self.0.received.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&self.0.received[..count]);
+        self.0.received.drain(..count);
+        Ok(count)
+    }
+}
+
+impl Write for Plaintext {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.0.stream {
+            Stream::Plain(stream) => stream.write(bytes),
+            Stream::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.0.stream {
+            Stream::Plain(stream) => stream.flush(),
+            Stream::Tls(stream) => stream.flush(),
+        }
     }
 }

@@ -24,6 +24,9 @@ pub const OFFLOAD_VARIABLE: &str = "TLSPLICE_TEST_OFFLOAD";
 /// Sets `splice` of the https listener, likewise.
 pub const SPLICE_VARIABLE: &str = "TLSPLICE_TEST_SPLICE";
 
+/// Sets how much the gateway says on standard error; debug unless a test sets it.
+pub const LEVEL_VARIABLE: &str = "TLSPLICE_LOG";
+
 /// The binary under test, built on first use.
 ///
 /// # Panics
@@ -166,7 +169,9 @@ impl Gateway {
         let file = directory.path().join("tlsplice.toml");
         fs::write(&file, config.text(directory.path())).expect("the configuration is written");
         command.arg("run").arg("--config").arg(&file).stderr(Stdio::piped());
-        command.env("TLSPLICE_LOG", "debug");
+        if !command.get_envs().any(|(name, _)| name == LEVEL_VARIABLE) {
+            command.env(LEVEL_VARIABLE, "debug");
+        }
         let mut process = Process::spawn("the gateway", command).expect("it starts");
         let diagnostics = Arc::new(Mutex::new(String::new()));
         let stderr = process.child_mut().stderr.take().expect("stderr is piped");

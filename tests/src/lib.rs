@@ -28,6 +28,8 @@ pub mod hyper_origin;
 pub mod inject;
 /// An upstream that keeps account.
 pub mod ledger;
+/// Tunnels beside hostile clients.
+pub mod load;
 /// A network of one's own.
 pub mod network;
 /// Scripted upstreams.
@@ -42,6 +44,8 @@ pub mod recorder;
 pub mod script;
 /// Servers by other hands.
 pub mod servers;
+/// Mixed load under faults, for a long time.
+pub mod soak;
 /// A second parser of requests.
 pub mod strict;
 /// The attack table as data.
@@ -84,13 +88,14 @@ pub fn need(packages: &[&str]) {
 /// The build folder.
 ///
 /// # Panics
-/// When the test binary does not lie where cargo puts it.
+/// When the program does not lie where cargo puts it.
 #[must_use]
 pub fn target() -> PathBuf {
     let binary = std::env::current_exe().expect("a test knows where it is");
-    // target/debug/deps/name
-    let target = binary.ancestors().nth(3).expect("cargo puts tests three levels deep");
-    target.to_owned()
+    // target/debug/deps/name of a test, target/debug/name of a program
+    let is_test = binary.parent().is_some_and(|folder| folder.ends_with("deps"));
+    let target = binary.ancestors().nth(if is_test { 3 } else { 2 });
+    target.expect("cargo puts programs two levels deep").to_owned()
 }
 
 /// The certificate that all gateways of this test binary present by default.

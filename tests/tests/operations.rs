@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,12 @@ use tlsplice_tests::gateway::{Config, Gateway, tlsplice};
 use tlsplice_tests::origin::Origin;
 use tlsplice_tests::websocket::{exchange, open};
 use tungstenite::Message;
+
+/// The handshake of RFC 6455 §1.3, and its answer.
+const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+const ACCEPT: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 /// An upstream that answers with a word.
 fn saying(word: &'static str) -> Origin {
@@ -257,6 +263,45 @@ fn a_second_signal_ends_at_once() {
     assert!(gateway.is_running());
     gateway.signal(Signal::INT);
     assert_eq!(gateway.wait().code(), Some(0));
+}
+
+#[test]
+fn idle_upstream_connections_end_in_time_although_a_tunnel_outlives_a_reload() {
+    let open_now = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&open_now);
+    let origin = Origin::start(move |connection| {
+        count.fetch_add(1, Ordering::Relaxed);
+        let mut serve = || {
+            loop {
+                if connection.request()?.starts_with("GET /ws ") {
+                    connection.send(ACCEPT)?;
+                    connection.wait_for_close();
+                    return Ok(());
+                }
+                connection.respond("x")?;
+            }
+        };
+        let end = serve();
+        count.fetch_sub(1, Ordering::Relaxed);
+        end
+    });
+    let config = Config::default().with(&format!(
+        "[[upstream]]\nname = \"a\"\nendpoints = [\"http://{}\"]\nkeep_alive_timeout = \"3s\"\n\
+         [[route]]\nupstream = \"a\"\n",
+        origin.address()
+    ));
+    let mut gateway = Gateway::start(&config.clone().with_workers(1));
+    let mut tunnel = Client::tls(gateway.https);
+    tunnel.send(UPGRADE);
+    assert_eq!(tunnel.head().status, 101);
+    assert_eq!(Client::tls(gateway.https).get("/").status, 200);
+    assert_eq!(open_now.load(Ordering::Relaxed), 2);
+    gateway.reload(&config.with_workers(1));
+    gateway.wait_for_diagnostic("reloaded ");
+    tlsplice_tests::wait_for("the end of the idle connection", || {
+        (open_now.load(Ordering::Relaxed) == 1).then_some(())
+    });
+    assert_eq!(tunnel.pending_after(Duration::from_millis(10)), b"", "the tunnel is still open");
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod faults;
 mod fuzz;
 mod run;
 mod sbom;
+mod soak;
 mod tls_check;
 mod tools;
 mod vm;
@@ -66,6 +67,18 @@ enum Command {
     /// The rows are in `tests/faults/rows.txt`: what breaks around a gateway, what must hold then, and which tests show
     /// it. A row counts as passed only by tests that have run. Root is needed for networks of their own and the like.
     Faults(faults::Options),
+    /// Run mixed load under a schedule of faults, for as long as you like.
+    ///
+    /// Clients of all kinds, well behaved and not, an upstream whose network breaks, and reloads; after each round
+    /// everything that was seen must agree, and the gateway must be at rest. The schedule follows from the seed. Exit
+    /// status 0 means no failure and no byte lost; the figures are in `target/soak.json`, too.
+    Soak(soak::SoakOptions),
+    /// Open thousands of tunnels, use some of them, and let hostile clients of every kind do their worst.
+    ///
+    /// Measures what an idle tunnel costs, and how long messages take without hostile clients and beside them: floods of
+    /// handshakes, heads and bodies that come byte by byte, and readers that read slowly or never. Exit status 0 means
+    /// that 99 of 100 messages took less than three times as long. The figures are in `target/load.json`, too.
+    Load(soak::LoadOptions),
     /// Run the gateway and its end-to-end tests on other kernels, under software emulation.
     ///
     /// Debian's kernels 5.10, 6.1, 6.12 and the newest are fetched as packages into `target/vm`, without touching the
@@ -96,6 +109,8 @@ fn main() -> ExitCode {
         Command::Coverage(options) => coverage::command(&options),
         Command::Fuzz(options) => fuzz::command(&options),
         Command::Faults(options) => faults::run(&options),
+        Command::Soak(options) => soak::soak(&options),
+        Command::Load(options) => soak::load(&options),
         Command::Vm(options) => vm::command(&options),
     };
     match result {
