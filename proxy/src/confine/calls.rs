@@ -98,6 +98,10 @@ const FREE: &[c_long] = &[
     libc::SYS_getegid,
 ];
 
+/// No call at all: what the kernel sees when a tracer, which has more rights than this process, makes a call fail before
+/// it is made (strace's `inject=...:error=`), the number -1. Nothing comes of it but that error.
+const NONE: c_long = 0xffff_ffff;
+
 /// Older spellings of the above that the C library still uses on this architecture.
 #[cfg(target_arch = "x86_64")]
 const OLDER: &[c_long] = &[
@@ -239,7 +243,7 @@ fn programs(filter: CallFilter) -> Result<[BpfProgram; 2], seccompiler::BackendE
         architecture,
     )?;
     let mut rules: BTreeMap<c_long, Vec<SeccompRule>> = BTreeMap::new();
-    for &call in FREE.iter().chain(OLDER).chain(&[libc::SYS_clone3]) {
+    for &call in FREE.iter().chain(OLDER).chain(&[libc::SYS_clone3, NONE]) {
         rules.insert(call, Vec::new());
     }
     for (call, alternatives) in conditional() {
