@@ -496,12 +496,6 @@ impl Client {
         }
         self.socket().shutdown(Shutdown::Write)
     }
-
-    /// Resets the connection.
-    pub fn reset(self) {
-        // It may be over already.
-        let _ = rustix::net::sockopt::set_socket_linger(self.socket(), Some(Duration::ZERO));
-    }
 }
 
 /// A client as a stream of plaintext, for those who bring a protocol of their own.
