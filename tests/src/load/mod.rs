@@ -50,7 +50,7 @@ impl Options {
         idle: 5000,
         active: 200,
         // The client waits by looking again where less than a millisecond is left.
-        per_second: 2,
+        per_second: 1,
         slow: 100,
         handshakes: 500,
         turns: 4,
@@ -336,8 +336,8 @@ fn reasons(log: &std::path::Path) -> io::Result<BTreeMap<String, u64>> {
 /// All its threads.
 fn gateway_is_urgent(gateway: &Gateway) -> bool {
     let tasks = fs::read_dir(format!("/proc/{}/task", gateway.id())).expect("its threads");
-    let ids = tasks.filter_map(|task| task.ok()?.file_name().into_string().ok());
-    ids.fold(true, |is_urgent, id| make_urgent(&id, 2) && is_urgent)
+    let mut ids = tasks.filter_map(|task| task.ok()?.file_name().into_string().ok());
+    ids.all(|id| make_urgent(&id, 2))
 }
 
 /// Lets a thread with this number run before all else on its processor, hostile clients and what has a lower
