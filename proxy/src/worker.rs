@@ -361,8 +361,7 @@ mod tests {
             let (first, second) = (Presence::new(&worker), Presence::new(&worker));
             let defect = uring::spawn(async move {
                 let _first = first;
-                let nothing: Option<()> = None;
-                nothing.expect("a defect");
+                std::panic::panic_any("a defect");
             });
             let ended = defect.await;
             assert!(ended.is_err_and(|error| error.is_panic()));
