@@ -144,9 +144,11 @@ fn verdict(bytes: &[u8]) -> Result<Progress, HandshakeError> {
 
 #[test]
 fn what_is_not_tls_is_recognised() {
-    for bytes in [&b"GET / HTTP/1.1\r\n"[..], b"POST", b"OPTIONS * HTTP/1.0"] {
+    for bytes in [&b"GET / HTTP/1.1\r\n"[..], b"POST ", b"OPTIONS * HTTP/1.0"] {
         assert!(matches!(verdict(bytes), Err(HandshakeError::PlainHttp)), "{bytes:?}");
     }
+    // What stands behind the word decides.
+    assert!(matches!(verdict(b"POST"), Ok(Progress::NeedInput { next_read_max: 1 })));
     for bytes in [&b"SSH-2.0-x"[..], b"\0", b"\x80\x2e\x01\x03\x01", b"get /", b"\x17\x03\x03"] {
         assert!(matches!(verdict(bytes), Err(HandshakeError::NotTls)), "{bytes:?}");
     }
