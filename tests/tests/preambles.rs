@@ -284,8 +284,10 @@ fn a_gateway_that_is_its_own_upstream_comes_to_an_end() {
         let request = format!("GET / HTTP/1.1\r\nHost: localhost\r\n{line}\r\n");
         assert_eq!(client.ask(request).status, 508, "{line}");
     }
-    let log = gateway.access_log();
-    assert_eq!(log.len(), 6, "each once with the client, and once round: {log:?}");
+    let log = wait_for("each request in the log, once with its client and once round", || {
+        Some(gateway.access_log()).filter(|log| log.len() >= 6)
+    });
+    assert_eq!(log.len(), 6, "{log:?}");
     let reasons: Vec<_> = log.iter().filter_map(|line| line["reason"].as_str()).collect();
     assert!(reasons.iter().any(|reason| reason.contains("leads back to it")), "{reasons:?}");
     wait_for("the release of descriptors", || {
