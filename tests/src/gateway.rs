@@ -27,6 +27,18 @@ pub const SPLICE_VARIABLE: &str = "TLSPLICE_TEST_SPLICE";
 /// Sets how much the gateway says on standard error; debug unless a test sets it.
 pub const LEVEL_VARIABLE: &str = "TLSPLICE_LOG";
 
+/// What every gateway listens on: TLS, in the mode that the environment or `offload` says, and plain requests to be redirected.
+#[must_use]
+pub fn listeners(offload: Option<&str>) -> String {
+    let variable = |name| std::env::var(name).unwrap_or_else(|_| "auto".to_owned());
+    let offload = offload.map_or_else(|| variable(OFFLOAD_VARIABLE), str::to_owned);
+    let splice = variable(SPLICE_VARIABLE);
+    format!(
+        "[[listener]]\naddress = \"127.0.0.1:0\"\noffload = {offload:?}\nsplice = {splice:?}\n\n\
+         [[listener]]\naddress = \"127.0.0.1:0\"\nservice = \"redirect\"\n"
+    )
+}
+
 /// The binary under test, built on first use.
 ///
 /// # Panics
@@ -125,12 +137,9 @@ impl Config {
         let Self { top, limits, workers, tables, log, offload } = self;
         let workers = workers.unwrap_or(2);
         let log = log.clone().unwrap_or_else(|| directory.join("access.log"));
-        let variable = |name| std::env::var(name).unwrap_or_else(|_| "auto".to_owned());
-        let offload = offload.map_or_else(|| variable(OFFLOAD_VARIABLE), str::to_owned);
-        let splice = variable(SPLICE_VARIABLE);
+        let listeners = listeners(*offload);
         format!(
-            "workers = {workers}\n{top}\n[[listener]]\naddress = \"127.0.0.1:0\"\noffload = {offload:?}\nsplice = {splice:?}\n\n\
-             [[listener]]\naddress = \"127.0.0.1:0\"\nservice = \"redirect\"\n\n\
+            "workers = {workers}\n{top}\n{listeners}\n\
              [tls]\ncertificate = {:?}\nkey = {:?}\n\n{tables}\n[limits]\n{limits}\n\
              [access_log]\ntarget = {log:?}\n",
             certificate.chain, certificate.key,

@@ -16,7 +16,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tlsplice_fixtures::certificate::Certificate;
 use tlsplice_fixtures::process::Process;
 use tlsplice_tests::client::{Client, VERSIONS, tls_config};
-use tlsplice_tests::gateway::{Config, Gateway, binary};
+use tlsplice_tests::gateway::{Config, Gateway, binary, listeners};
 use tlsplice_tests::origin::Origin;
 use tlsplice_tests::{PATIENCE, certificate, need, wait_for};
 
@@ -233,8 +233,7 @@ fn a_gateway_of_nobody_reloads_certificates_and_logs_and_nothing_from_elsewhere(
             .and_then(|()| client.try_response())
             .is_ok()
     };
-    let listeners = "[[listener]]\naddress = \"127.0.0.1:0\"\n\
-                     [[listener]]\naddress = \"127.0.0.1:0\"\nservice = \"redirect\"\n";
+    let listeners = listeners(None);
     let text = |log: &Path, upstream: &str| {
         format!(
             "workers = 2\n{listeners}\n{}\n[[route]]\nupstream = \"http://{upstream}\"\n{AS_NOBODY}\n\

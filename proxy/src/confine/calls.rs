@@ -1,5 +1,6 @@
-//! Which system calls can still be made: a list that the kernel keeps to (seccomp). It was measured with the end-to-end
-//! tests under strace, and completed by what the C library does for name resolution, threads, memory and aborts.
+//! Which system calls can still be made: a list that the kernel keeps to (seccomp). It holds what this code and the C
+//! library do to serve, to look names up, for threads, memory and aborts; the end-to-end tests run under it, and what they
+//! lacked was told by the kernel's log.
 //!
 //! Operations on a ring are no system calls: each ring has a list of its own, see [`crate::uring`].
 
