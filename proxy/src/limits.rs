@@ -55,6 +55,9 @@ pub const SPLICE_BYTES_MIN: u64 = 64 * 1024;
 /// How often deadlines are looked at. A timeout is never early, and late by at most two of these.
 pub const TIMER_TICK: Duration = Duration::from_millis(50);
 
+/// A worker that has not looked at deadlines for this long was kept from working, and its peers may not have been late.
+pub const STANDSTILL: Duration = Duration::from_secs(1);
+
 /// How long a connection that was answered and closed by us is read on, so that the answer is not destroyed by a reset
 /// (RFC 9112 §9.6), ...
 pub const LINGER_TIMEOUT: Duration = Duration::from_secs(2);

@@ -215,11 +215,23 @@ impl<T: Transport> Timers<T> {
     }
 
     /// Advances the clock and ends what is overdue. To be called every [`limits::TIMER_TICK`].
+    ///
+    /// A worker that stood still for longer than [`limits::STANDSTILL`] (frozen, or its machine suspended) first does what
+    /// has come meanwhile, and ends what is overdue at the next call: nobody is given up for what lies in the kernel.
     pub fn sweep(&self) {
-        self.sweep_at(Tick(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)));
+        self.tick(Tick(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)));
     }
 
     /// As [`Timers::sweep`], at a time of the caller's choice.
+    pub(crate) fn tick(&self, now: Tick) {
+        if now.since(self.now()) > limits::STANDSTILL {
+            self.now.set(now);
+        } else {
+            self.sweep_at(now);
+        }
+    }
+
+    /// Advances the clock and ends what is overdue, however much time has passed.
     pub(crate) fn sweep_at(&self, now: Tick) {
         self.now.set(now);
         for (_, watch) in self.watches.borrow().iter() {

@@ -11,8 +11,8 @@ use rustls::CipherSuite;
 use super::*;
 use crate::buffers::Buffers;
 use crate::ktls::testing::against_any_client;
-use crate::limits::{BUFFER_BULK_BYTES, RECORD_PLAINTEXT_MAX};
-use crate::timers::{Activity, Timers};
+use crate::limits::{BUFFER_BULK_BYTES, RECORD_PLAINTEXT_MAX, STANDSTILL, TIMER_TICK};
+use crate::timers::{Activity, Cause, Timers};
 use crate::transport::Transport as _;
 use crate::transport::double::{self, Direction, Double, Mood, Step};
 
@@ -196,6 +196,26 @@ fn deadlines_end_waits_and_are_told_from_the_peers_end() {
     let mut ends = joined(None, 100);
     ends.timers.close(&[Activity::Exchange]);
     assert!(matches!(run(ends.reader.fill()), Err(StreamError::Drained)));
+}
+
+#[test]
+fn what_came_while_the_worker_stood_still_is_seen_before_deadlines() {
+    for talkative in [true, false] {
+        let mut ends = joined(None, 100);
+        ends.reader.watch().receive_within(TIMEOUT);
+        assert!(poll_once(ends.reader.fill()).is_pending());
+        if talkative {
+            ends.writer.push(b"in time");
+            run(ends.writer.flush()).unwrap();
+        }
+        ends.timers.tick(ends.timers.now().after(STANDSTILL + 2 * TIMEOUT));
+        if talkative {
+            assert!(run(ends.reader.fill()).is_ok());
+            ends.reader.watch().receive_within(TIMEOUT);
+        }
+        ends.timers.tick(ends.timers.now().after(TIMER_TICK));
+        assert_eq!(ends.reader.watch().shut(), (!talkative).then_some(Cause::Deadline));
+    }
 }
 
 #[test]
