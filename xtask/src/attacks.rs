@@ -38,7 +38,7 @@ fn here() -> Result<(bool, Vec<String>)> {
 }
 
 /// From what the tests print to what people read.
-fn table(lines: &[String]) -> String {
+pub(crate) fn table(lines: &[String]) -> String {
     let mut groups = BTreeMap::new();
     let mut reasons = BTreeMap::new();
     for line in lines {

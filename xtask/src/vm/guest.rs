@@ -10,7 +10,7 @@ use tlsplice_fixtures::{Error, Result};
 
 use super::Unpacked;
 use super::kernel::{Kernel, Tls};
-use super::plan::{DONE, Extent, Plan};
+use super::plan::{Choice, DONE, Extent, Plan};
 
 /// Time for a guest, in seconds.
 const GUEST_SECONDS: u32 = 7200;
@@ -145,7 +145,7 @@ fn judge(console: &str, kernel: &Kernel, plan: Plan<'_>) -> Verdict {
     {
         // With a filter, a suite may have nothing that fits it.
         let prefix = format!("{} {suite} ", run.name);
-        if plan.filter.is_none() && !planned.iter().any(|test| test.starts_with(&prefix)) {
+        if plan.choice.filter.is_none() && !planned.iter().any(|test| test.starts_with(&prefix)) {
             verdict.problems.push(format!("no tests: {prefix}"));
         }
     }
@@ -156,8 +156,8 @@ fn judge(console: &str, kernel: &Kernel, plan: Plan<'_>) -> Verdict {
     }
     let by_kernel: u64 = connections.values().copied().max().unwrap_or(0);
     let is_enough = by_kernel >= KERNEL_CONNECTIONS_MIN;
-    // With a filter too little may run to expect much of it.
-    let is_tested = plan.filter.is_none() && plan.extent != Extent::Cost;
+    // Of what is chosen too little may run to expect much of it.
+    let is_tested = plan.choice == Choice::default() && plan.extent != Extent::Cost;
     if expected != Tls::None && !is_enough && is_tested {
         verdict.problems.push(format!("the kernel took over {by_kernel} connections only"));
     }
@@ -183,7 +183,8 @@ mod tests {
     use super::*;
     use crate::vm::kernel;
 
-    const PLAN: Plan<'_> = Plan { extent: Extent::Short, filter: None, tomcat_port: 0 };
+    const PLAN: Plan<'_> =
+        Plan { extent: Extent::Short, choice: Choice { filter: None, run: None }, tomcat_port: 0 };
 
     const OLDEST: &Kernel = &kernel::ALL[0];
 

@@ -20,9 +20,9 @@ use std::time::Instant;
 use tlsplice_fixtures::tomcat::Tomcat;
 use tlsplice_fixtures::{Error, Result, packages as fixtures, pattern};
 
-use crate::tools;
+use crate::{attacks, tools};
 use kernel::Kernel;
-use plan::{Extent, Plan};
+use plan::{Choice, Extent, Plan};
 
 /// Debian packages that the lane runs on.
 const TOOLS: &[&str] = &["qemu-system-x86", "xz-utils"];
@@ -34,20 +34,25 @@ const LARGE_FILE_BYTES: usize = 3_000_000;
 /// Which kernels, and which tests.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// One kernel: 5.10, 6.1, 6.12 or newest.
-    #[arg(long, value_name = "KERNEL", default_value = "all", value_parser = ["5.10", "6.1", "6.12", "newest", "all"])]
-    kernel: String,
+    /// Some of the kernels 5.10, 6.1, 6.12 and newest, with commas between.
+    #[arg(long, value_name = "KERNEL", default_value = "all", value_delimiter = ',', value_parser = ["5.10", "6.1", "6.12", "newest", "all"])]
+    kernel: Vec<String>,
 
     /// Only tests whose name, or whose suite's, contains one of these.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     filter: Vec<String>,
 
-    /// What `cargo xtask test` runs: what is about kernels in the mode that is preferred, and payload in the others.
-    #[arg(long, conflicts_with_all = ["filter", "cost"])]
+    /// Only one path of the data, or one size of packets: a part of what the console calls a run, as `kernel/copy@1500`.
+    #[arg(long, value_name = "RUN")]
+    run: Option<String>,
+
+    /// What `cargo xtask test` runs: what is about kernels in the mode that is preferred, and payload in the other one that
+    /// leaves TLS to the kernel.
+    #[arg(long, conflicts_with_all = ["filter", "run", "cost"])]
     short: bool,
 
     /// Count the instructions that each mode costs instead, on 6.12 or the kernel that is named.
-    #[arg(long, conflicts_with = "filter")]
+    #[arg(long, conflicts_with_all = ["filter", "run"])]
     cost: bool,
 }
 
@@ -58,36 +63,42 @@ pub(crate) fn command(options: &Options) -> Result<ExitCode> {
         (false, true) => Extent::Short,
         (false, false) => Extent::Full,
     };
-    let kernel = match options.kernel.as_str() {
-        "all" if extent == Extent::Cost => "6.12",
-        kernel => kernel,
+    let is_all = options.kernel.iter().any(|name| name == "all");
+    let kernels: Vec<&str> = match extent {
+        Extent::Cost if is_all => vec!["6.12"],
+        _ => options.kernel.iter().map(String::as_str).collect(),
     };
     let names = options.filter.join(" ");
     let filter = Some(names.as_str()).filter(|names| !names.is_empty());
-    let (is_good, _) = run(kernel, extent, filter)?;
+    let choice = Choice { filter, run: options.run.as_deref() };
+    let (is_good, rows) = run(&kernels, extent, choice)?;
+    if !rows.is_empty() {
+        print!("{}", attacks::table(&rows));
+    }
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What the test command runs: what is about kernels in the mode that is preferred, and payload in the others.
+/// What the test command runs, as `--short` does.
 pub(crate) fn short() -> Result<bool> {
-    run("all", Extent::Short, None).map(|(is_good, _)| is_good)
+    run(&["all"], Extent::Short, Choice::default()).map(|(is_good, _)| is_good)
 }
 
 /// Runs the attack table on the kernel named so, or on all, in every mode; whether everything passed, and the lines that
 /// say what came of the rows.
 pub(crate) fn attacks(kernel: &str) -> Result<(bool, Vec<String>)> {
-    run(kernel, Extent::Attacks, None)
+    run(&[kernel], Extent::Attacks, Choice::default())
 }
 
-/// Runs tests on the kernel named so, or on all; true when everything passed, and what was said of the attack table.
-fn run(name: &str, extent: Extent, filter: Option<&str>) -> Result<(bool, Vec<String>)> {
+/// Runs tests on the kernels named so, or on all; true when everything passed, and what was said of the attack table.
+fn run(names: &[&str], extent: Extent, choice: Choice<'_>) -> Result<(bool, Vec<String>)> {
     tools::ensure_packages(TOOLS)?;
     let directory = tools::target().join("vm");
     let archive = packages::Archive::open(&directory)?;
     let mut programs = build(&directory)?;
     programs.extend(foreign::programs()?);
     let mut guests = Vec::new();
-    for kernel in kernel::ALL.iter().filter(|kernel| name == "all" || kernel.name == name) {
+    let is_wanted = |kernel: &&Kernel| names.contains(&"all") || names.contains(&kernel.name);
+    for kernel in kernel::ALL.iter().filter(is_wanted) {
         match kernel.fetch(&archive)? {
             Some(unpacked) => guests.push((kernel, unpacked)),
             None => eprintln!("    Linux {}: skipped, its package cannot be had", kernel.name),
@@ -98,7 +109,7 @@ fn run(name: &str, extent: Extent, filter: Option<&str>) -> Result<(bool, Vec<St
     }
     let tomcat = if extent == Extent::Cost { None } else { Some(start_tomcat(&directory)?) };
     let tomcat_port = tomcat.as_ref().map_or(0, |tomcat| tomcat.address().port());
-    let plan = Plan { extent, filter, tomcat_port };
+    let plan = Plan { extent, choice, tomcat_port };
     if extent != Extent::Cost {
         for (name, reason) in plan::LEFT_OUT {
             eprintln!("    left out in guests: {name} ({reason})");

@@ -135,12 +135,20 @@ pub(crate) enum Extent {
     Cost,
 }
 
+/// What is chosen of that.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Choice<'a> {
+    /// Parts of the names of tests or of suites, with blanks between.
+    pub(crate) filter: Option<&'a str>,
+    /// A part of the name of a run.
+    pub(crate) run: Option<&'a str>,
+}
+
 /// What is run in each guest.
 #[derive(Clone, Copy)]
 pub(crate) struct Plan<'a> {
     pub(crate) extent: Extent,
-    /// Parts of the names of tests or of suites, with blanks between.
-    pub(crate) filter: Option<&'a str>,
+    pub(crate) choice: Choice<'a>,
     /// Where a Tomcat listens on the loopback of the host.
     pub(crate) tomcat_port: u16,
 }
@@ -181,7 +189,7 @@ impl Plan<'_> {
             modes.iter().zip(suites).map(|(&mode, suites)| run(mode, MTU, suites))
         };
         let last = std::iter::once(run(modes[0], MTU, &LAST[..]));
-        match self.extent {
+        let mut runs: Vec<Run> = match self.extent {
             Extent::Attacks => in_modes(&ATTACKS[..], &ATTACKS[..]).collect(),
             Extent::Cost => in_modes(&COST[..], &COST[..]).collect(),
             // What depends on kernels and modes comes first.
@@ -199,7 +207,9 @@ impl Plan<'_> {
                 .filter(|run| modes.len() == 1 || run.mode != Mode::UserCopy)
                 .chain(last)
                 .collect(),
-        }
+        };
+        runs.retain(|run| self.choice.run.is_none_or(|part| run.name.contains(part)));
+        runs
     }
 }
 
@@ -235,7 +245,7 @@ const HELD: &str = r#"[[listener]]\naddress = "127.0.0.1:0"\nservice = "http"\n[
 /// What the guest runs as its first process.
 pub(super) fn script(modules: &[&str], runs: &[Run], plan: Plan<'_>) -> String {
     let modules = modules.join(" ");
-    let filter = plan.filter.unwrap_or_default();
+    let filter = plan.choice.filter.unwrap_or_default();
     let tomcat = plan.tomcat_port;
     let mut script = format!(
         "#!/bin/busybox sh\n\
@@ -285,7 +295,7 @@ mod tests {
 
     #[test]
     fn payload_is_moved_on_every_kernel_and_in_every_mode_that_it_has_of_its_own() {
-        let of = |extent| Plan { extent, filter: None, tomcat_port: 0 };
+        let of = |extent| Plan { extent, choice: Choice::default(), tomcat_port: 0 };
         for kernel in &kernel::ALL {
             let short = of(Extent::Short).runs(kernel);
             assert!(short.iter().any(|run| run.suites.contains(&"matrix")), "{}", kernel.name);
@@ -294,7 +304,9 @@ mod tests {
             for mode in Mode::ALL.into_iter().filter(|_| has_modes) {
                 assert!(
                     mode == Mode::UserCopy
-                        || short.iter().any(|run| run.mode == mode && run.suites.contains(&"matrix")),
+                        || short
+                            .iter()
+                            .any(|run| run.mode == mode && run.suites.contains(&"matrix")),
                     "{mode:?}"
                 );
                 for suite in SUITES_OF_MODES {
