@@ -293,3 +293,77 @@ fn plain_http_is_told_from_noise_in_any_pieces() {
         }
     }
 }
+
+/// A server that has answered the hello of `client`, with its answer.
+fn answered(client: &mut rustls::ClientConnection) -> (Handshake, Vec<u8>) {
+    let mut server = Handshake::new(server(&[])).expect("a server");
+    let mut output = Vec::new();
+    let mut input = Buffer::with_capacity(64 * 1024);
+    input.append(&sent_by(client));
+    let progress = server.on_bytes(&mut input, &mut output).expect("it is a hello");
+    assert!(matches!(progress, Progress::NeedInput { next_read_max: 5 }) && input.is_empty());
+    (server, output)
+}
+
+#[test]
+fn a_client_that_leaves_a_handshake_ends_it_and_is_not_answered() {
+    for suite in suites() {
+        let mut client = client(&client_config(Some(suite.suite()), &[]));
+        let (mut server, mut output) = answered(&mut client);
+        let answer = output.len();
+        let mut input = Buffer::with_capacity(1024);
+        input.append(&[21, 3, 3, 0, 2, 2, 40]);
+        let error = server.on_bytes(&mut input, &mut output).expect_err("it is over");
+        let told = rustls::Error::AlertReceived(rustls::AlertDescription::HandshakeFailure);
+        assert!(matches!(&error, HandshakeError::Tls(error) if *error == told), "{error:?}");
+        assert_eq!(output.len(), answer, "{suite:?}");
+        // It stays over.
+        input.append(&[22, 3, 3, 0, 1, 0]);
+        let error = server.on_bytes(&mut input, &mut output).expect_err("it is over");
+        assert!(matches!(error, HandshakeError::Closed), "{error}");
+    }
+}
+
+#[test]
+fn a_changed_last_flight_is_told_by_an_alert_that_the_client_can_read() {
+    for suite in suites() {
+        let mut client = client(&client_config(Some(suite.suite()), &[]));
+        let (mut server, answer) = answered(&mut client);
+        received_by(&mut client, &answer).expect("the server's flight");
+        let mut flight = sent_by(&mut client);
+        *flight.last_mut().expect("a flight") ^= 1;
+        let mut input = Buffer::with_capacity(64 * 1024);
+        input.append(&flight);
+        let mut output = Vec::new();
+        let error = server.on_bytes(&mut input, &mut output).expect_err("it was changed");
+        assert!(matches!(error, HandshakeError::Tls(rustls::Error::DecryptError)), "{error}");
+        let told = received_by(&mut client, &output).expect_err("an alert");
+        let expected = rustls::Error::AlertReceived(rustls::AlertDescription::BadRecordMac);
+        assert_eq!(told, expected, "{suite:?}");
+    }
+}
+
+/// The hello is answered before it is found that nothing can be signed: the alert stands behind that answer.
+#[test]
+fn an_alert_behind_an_answer_is_sent_with_it() {
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    let algorithms = &mut provider.signature_verification_algorithms;
+    let is_rsa = |scheme: rustls::SignatureScheme| {
+        scheme.as_str().is_some_and(|name| name.starts_with("RSA"))
+    };
+    let mapping = algorithms.mapping.iter().copied().filter(|(scheme, _)| is_rsa(*scheme));
+    algorithms.mapping = mapping.collect::<Vec<_>>().leak();
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("a version")
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let mut client = client(&Arc::new(config));
+    let mut server = Handshake::new(server(&[])).expect("a server");
+    let (mut input, mut output) = (Buffer::with_capacity(64 * 1024), Vec::new());
+    input.append(&sent_by(&mut client));
+    let error = server.on_bytes(&mut input, &mut output).expect_err("it cannot sign");
+    assert!(matches!(error, HandshakeError::Tls(_)), "{error}");
+    let told = received_by(&mut client, &output).expect_err("an alert");
+    assert!(matches!(told, rustls::Error::AlertReceived(_)), "{told:?}");
+}

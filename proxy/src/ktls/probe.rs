@@ -1,27 +1,13 @@
 //! What this kernel can do, found out by doing it: versions say nothing, because distributions build without the module,
 //! leave ciphers out, and port features back.
-//!
-//! Each cipher is tried over loopback in both directions with more than 64 KiB in odd pieces, byte for byte, copied and
-//! spliced.
 
-use std::fs::File;
-use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::fd::AsFd as _;
-use std::time::{Duration, Instant};
+mod loopback;
 
 use ktls::CryptoInfo;
 use ktls_sys::bindings as layout;
 use rustls::{CipherSuite, SupportedCipherSuite};
 
-use crate::sys::{self, tls};
-use crate::transport::TlsDirection;
-
-/// Time that one loopback transfer may take.
-const TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Sizes of the pieces of a transfer: 69,141 bytes in all.
-const PIECES: [usize; 9] = [1, 17, 300, 4096, 16_383, 16_384, 16_385, 15_574, 1];
+use loopback::{Kernel, RecordLayer};
 
 /// A cipher of the record layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,15 +152,20 @@ impl Support {
     /// Tries everything. Takes some milliseconds, and blocks.
     #[must_use]
     pub fn probe() -> Self {
+        Self::of(&Kernel)
+    }
+
+    fn of(layer: &dyn RecordLayer) -> Self {
         let results: Vec<_> =
-            COMBINATIONS.iter().map(|&combination| try_out(combination)).collect();
+            COMBINATIONS.iter().map(|&combination| loopback::try_out(layer, combination)).collect();
         let works = COMBINATIONS
             .iter()
             .zip(&results)
             .find(|(combination, result)| combination.is_tls13 && result.is_ok());
-        let can_rekey = works.is_some_and(|(combination, _)| try_rekey(*combination).is_ok());
+        let can_rekey =
+            works.is_some_and(|(combination, _)| loopback::try_rekey(layer, *combination).is_ok());
         let readiness = works
-            .and_then(|(combination, _)| try_readiness(*combination).ok())
+            .and_then(|(combination, _)| loopback::try_readiness(layer, *combination).ok())
             .unwrap_or(Readiness::Unknown);
         Self { results, can_rekey, readiness }
     }
@@ -234,144 +225,13 @@ impl Support {
     }
 }
 
-/// A connection to ourselves, with the layer attached at both ends.
-fn attached_pair() -> Result<(TcpStream, TcpStream), String> {
-    let explain = |error: io::Error| format!("the probe has no loopback connection: {error}");
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(explain)?;
-    let near = TcpStream::connect(listener.local_addr().map_err(explain)?).map_err(explain)?;
-    let (far, _) = listener.accept().map_err(explain)?;
-    for end in [&near, &far] {
-        end.set_read_timeout(Some(TIMEOUT)).map_err(explain)?;
-        end.set_write_timeout(Some(TIMEOUT)).map_err(explain)?;
-        end.set_nodelay(true).map_err(explain)?;
-        tls::attach(end.as_fd()).map_err(|error| match error.raw_os_error() {
-            Some(libc::ENOENT) => {
-                "the kernel has no module `tls`, or it is not loaded (modprobe tls)".to_owned()
-            }
-            _ => format!("TCP_ULP tls: {error}"),
-        })?;
-    }
-    Ok((near, far))
-}
-
-/// Sends pieces both ways through the kernel.
-fn try_out(combination: Combination) -> Result<(), String> {
-    let (near, far) = attached_pair()?;
-    for (sender, receiver, seed) in [(&near, &far, 1), (&far, &near, 2)] {
-        set(sender, TlsDirection::Send, combination, seed)?;
-        set(receiver, TlsDirection::Receive, combination, seed)?;
-    }
-    for (sender, receiver) in [(&near, &far), (&far, &near)] {
-        splice_through(sender, receiver)?;
-    }
-    for (mut sender, mut receiver) in [(&near, &far), (&far, &near)] {
-        for (index, len) in PIECES.into_iter().enumerate() {
-            let step = u8::try_from(index).unwrap_or_default().wrapping_mul(31);
-            let piece: Vec<u8> = (0..=250).cycle().skip(step.into()).take(len).collect();
-            let failed = |error: io::Error| format!("a loopback transfer failed: {error}");
-            sender.write_all(&piece).map_err(failed)?;
-            let mut received = vec![0; len];
-            receiver.read_exact(&mut received).map_err(failed)?;
-            if received != piece {
-                return Err(
-                    "a loopback transfer changed its bytes: do not trust this kernel".into()
-                );
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Pieces that go into one socket and come out of the other through pipes, in what the kernel seals and opens.
-fn splice_through(sender: &TcpStream, receiver: &TcpStream) -> Result<(), String> {
-    /// Sizes: 81,952 bytes in all, with a part of a record at the end of each.
-    const PIECES: [usize; 4] = [300, 16_385, 65_000, 267];
-    let failed = |error: io::Error| format!("a loopback transfer by splice failed: {error}");
-    let (read, write, _) = sys::pipe().map_err(failed)?;
-    let (mut source, mut sink) = (File::from(write), File::from(read));
-    let deadline = Instant::now() + TIMEOUT;
-    for (index, len) in PIECES.into_iter().enumerate() {
-        let step = u8::try_from(index).unwrap_or_default().wrapping_mul(59);
-        let piece: Vec<u8> = (0..=250).cycle().skip(step.into()).take(len).collect();
-        source.write_all(&piece).map_err(failed)?;
-        let mut held = len;
-        while held > 0 {
-            held -= sys::splice(sink.as_fd(), sender.as_fd(), held).map_err(failed)?;
-        }
-        let mut received = Vec::with_capacity(len);
-        while received.len() < len {
-            match sys::splice(receiver.as_fd(), source.as_fd(), len - received.len()) {
-                Ok(0) => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
-                Ok(count) => {
-                    let start = received.len();
-                    received.resize(start + count, 0);
-                    sink.read_exact(&mut received[start..]).map_err(failed)?;
-                }
-                // The record is on its way.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if Instant::now() > deadline {
-                        return Err(failed(error));
-                    }
-                    std::thread::sleep(Duration::from_micros(200));
-                }
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        if received != piece {
-            return Err(
-                "a loopback transfer by splice changed its bytes: do not trust this kernel".into(),
-            );
-        }
-    }
-    Ok(())
-}
-
-/// Sends a part of a record to a socket whose records the kernel opens, and asks whether it is readable.
-fn try_readiness(combination: Combination) -> Result<Readiness, String> {
-    /// Time in which the part has certainly arrived, and within which a poll that is exact waits.
-    const MOMENT: Duration = Duration::from_millis(20);
-    let (mut near, far) = attached_pair()?;
-    set(&far, TlsDirection::Receive, combination, 1)?;
-    // Without a key this end sends as it is: a header that promises 4 KiB, and some of them.
-    let mut part = vec![23, 3, 3, 16, 0];
-    part.resize(100, 0);
-    near.write_all(&part).map_err(|error| error.to_string())?;
-    match sys::readable_within(far.as_fd(), MOMENT) {
-        Ok(true) => Ok(Readiness::Premature),
-        Ok(false) => Ok(Readiness::Exact),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-fn set(
-    socket: &TcpStream,
-    direction: TlsDirection,
-    combination: Combination,
-    seed: u8,
-) -> Result<(), String> {
-    tls::set_key(socket.as_fd(), direction, &combination.test_key(seed)).map_err(
-        |error| match error.raw_os_error() {
-            Some(libc::ENOENT) => format!("the kernel has no cipher module for {combination}"),
-            _ => format!("the kernel refuses a key for {combination}: {error}"),
-        },
-    )
-}
-
-/// Changes a key.
-fn try_rekey(combination: Combination) -> Result<(), String> {
-    let (near, _far) = attached_pair()?;
-    set(&near, TlsDirection::Send, combination, 1)?;
-    set(&near, TlsDirection::Send, combination, 2)
-}
+#[cfg(test)]
+mod testing;
 
 #[cfg(test)]
 mod tests {
+    use super::testing::Transparent;
     use super::*;
-
-    #[test]
-    fn the_pieces_are_more_than_64_kib_in_all() {
-        assert!(PIECES.iter().sum::<usize>() > 65_536);
-    }
 
     #[test]
     fn every_suite_of_ours_has_its_combination() {
@@ -408,5 +268,49 @@ mod tests {
         assert_eq!(Support::everything(true).describe().len(), 1);
         assert!(!Support::none("switched off").is_any());
         assert!(Support::none("switched off").describe()[0].contains("switched off"));
+    }
+
+    #[test]
+    fn a_suite_without_combination_is_not_covered() {
+        assert_eq!(Combination::of(CipherSuite::TLS_RSA_WITH_AES_128_CBC_SHA), None);
+    }
+
+    /// Names of the suites that are covered.
+    fn covered(support: &Support) -> Vec<CipherSuite> {
+        let suites = crate::handshake::testing::suites();
+        suites.iter().filter(|suite| support.covers(**suite)).map(|suite| suite.suite()).collect()
+    }
+
+    #[test]
+    fn a_probe_finds_everything_where_nothing_is_refused() {
+        let support = Support::of(&Transparent::default());
+        assert_eq!(covered(&support).len(), COMBINATIONS.len());
+        assert!(support.is_any() && support.can_rekey());
+        // What is not sealed is readable as soon as a part of it has come.
+        assert_eq!(support.readiness, Readiness::Premature);
+    }
+
+    #[test]
+    fn a_probe_finds_what_is_refused_and_tries_the_rest() {
+        let first = COMBINATIONS[0];
+        let layer = Transparent::without_key(first, libc::ENOENT).without_rekey();
+        let support = Support::of(&layer);
+        let covered = covered(&support);
+        assert_eq!(covered.len(), COMBINATIONS.len() - 1);
+        assert!(!covered.contains(&CipherSuite::TLS13_AES_128_GCM_SHA256));
+        assert!(!support.can_rekey());
+        let lines = support.describe().join("\n");
+        let reason =
+            "in user space: TLS 1.3 AES-128-GCM (the kernel has no cipher module for TLS 1.3";
+        assert!(lines.contains(reason) && lines.contains("no key updates"), "{lines}");
+    }
+
+    #[test]
+    fn a_probe_without_the_layer_finds_nothing_and_says_how_to_get_it() {
+        let support = Support::of(&Transparent::without_layer(libc::ENOENT));
+        assert!(covered(&support).is_empty() && !support.is_any() && !support.can_rekey());
+        assert_eq!(support.readiness, Readiness::Unknown);
+        let lines = support.describe();
+        assert!(lines.len() == 1 && lines[0].contains("modprobe tls"), "{lines:?}");
     }
 }

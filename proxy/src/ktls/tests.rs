@@ -377,3 +377,47 @@ fn every_error_has_its_alert_or_none() {
         assert_eq!(error.alert(), description, "{error}");
     }
 }
+
+#[test]
+fn more_than_a_record_may_hold_is_refused_though_it_fits_the_wire() {
+    for suite in all_suites() {
+        let (mut opener, mut sealer) = against_any_client(suite);
+        let wire = seal_as(&mut sealer, content::APPLICATION_DATA, &[7; RECORD_PLAINTEXT_MAX + 1]);
+        let outcome = open_all(&mut opener, &wire, wire.len());
+        assert_eq!(outcome, Err(RecordError::TooLong(RECORD_PLAINTEXT_MAX + 1)), "{suite:?}");
+    }
+}
+
+#[test]
+fn a_slot_too_small_for_a_record_is_not_sealed_and_takes_no_number() {
+    for suite in all_suites() {
+        let mut pair = pair(suite);
+        let least = pair.sealer.headroom() + pair.sealer.tailroom();
+        assert_eq!(pair.sealer.seal_slot(&mut vec![0; least - 1]), Err(RecordError::Malformed));
+        let wire = seal(&mut pair.sealer, b"next");
+        assert_eq!(received_by(&mut pair.client, &wire).unwrap(), b"next", "{suite:?}");
+    }
+}
+
+#[test]
+fn a_key_that_no_cipher_of_ours_has_is_no_session() {
+    use rustls::ConnectionTrafficSecrets::{Aes128Gcm, Chacha20Poly1305};
+    let mut client = client(&client_config(Some(TLS13[0]), &[]));
+    let done = run(&mut client, server(&[]), |_| usize::MAX, b"x").expect("a handshake");
+    let mut established = done.established;
+    let (sequence, Aes128Gcm { key, iv }) = established.secrets.rx else {
+        panic!("the suite was asked for");
+    };
+    // 128 bits, where ChaCha20 has 256.
+    established.secrets.rx = (sequence, Chacha20Poly1305 { key, iv });
+    let Err(error) = session(established) else { panic!("it has no such key") };
+    assert!(error.to_string().contains("unsupported cipher"), "{error}");
+}
+
+#[test]
+fn a_key_of_tls_12_has_no_next_one() {
+    let pair = pair(TLS12);
+    let mut schedule = pair.opener.schedule.borrow_mut();
+    assert_eq!(schedule.next_receive().err(), Some(RecordError::KeySchedule));
+    assert_eq!(schedule.next_send().err(), Some(RecordError::KeySchedule));
+}

@@ -278,4 +278,30 @@ mod tests {
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("Location: https://h/a?b\r\n") && text.contains("Connection: close"));
     }
+
+    #[test]
+    fn a_redirect_names_a_port_of_its_own() {
+        let mut out = Vec::new();
+        write_redirect(("h", 8443), "/a", Version::Http10, false, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("Location: https://h:8443/a\r\n"), "{text}");
+        assert!(text.contains("Connection: keep-alive\r\n"), "{text}");
+    }
+
+    #[test]
+    fn an_options_for_the_gateway_is_told_what_it_may_do() {
+        for (version, close, connection) in [
+            (Version::Http11, false, None),
+            (Version::Http11, true, Some("Connection: close\r\n")),
+            (Version::Http10, false, Some("Connection: keep-alive\r\n")),
+        ] {
+            let mut out = Vec::new();
+            write_options(version, close, &mut out);
+            let text = String::from_utf8(out).unwrap();
+            assert!(text.starts_with("HTTP/1.1 204 ") && text.ends_with("\r\n\r\n"), "{text}");
+            assert!(text.contains("\r\nAllow: GET, ") && !text.contains("TRACE"), "{text}");
+            assert_eq!(text.contains("Connection: "), connection.is_some());
+            assert!(text.contains(connection.unwrap_or_default()), "{text}");
+        }
+    }
 }

@@ -48,6 +48,8 @@ impl RelayError {
 }
 
 #[cfg(test)]
+mod ending_tests;
+#[cfg(test)]
 mod splice_tests;
 #[cfg(test)]
 mod tests;

@@ -15,14 +15,14 @@ use crate::stream::testing::{Bench, noise, run};
 use crate::transport::double::{Direction, Double, Mood, Step, pair};
 use crate::transport::{Buffer, Transport as _};
 
-const IDLE: Duration = Duration::from_secs(60);
-const PACE: Pace = Pace::Idle(IDLE);
+pub(super) const IDLE: Duration = Duration::from_secs(60);
+pub(super) const PACE: Pace = Pace::Idle(IDLE);
 
 /// More records than any key may protect.
 const RECORDS_TOO_MANY: u64 = 1 << 24;
 
 /// Two joined ends for each side of a relay, all of which can be spliced.
-fn ends(capacity: usize, seed: Option<u64>) -> (Double, Double, Double, Double) {
+pub(super) fn ends(capacity: usize, seed: Option<u64>) -> (Double, Double, Double, Double) {
     let ((source, near), (far, sink)) = (pair(capacity), pair(capacity));
     for (index, end) in [&near, &far].into_iter().enumerate() {
         end.allow_splicing();
@@ -34,7 +34,7 @@ fn ends(capacity: usize, seed: Option<u64>) -> (Double, Double, Double, Double) 
 }
 
 /// Sends everything, as far as the other side takes it.
-async fn put_all(end: &Double, mut bytes: &[u8]) {
+pub(super) async fn put_all(end: &Double, mut bytes: &[u8]) {
     while !bytes.is_empty() {
         let piece = bytes.len().min(64 * 1024);
         let mut buffer = Buffer::with_capacity(piece);
@@ -48,7 +48,7 @@ async fn put_all(end: &Double, mut bytes: &[u8]) {
 }
 
 /// Receives until the end.
-async fn take_all(end: &Double) -> Vec<u8> {
+pub(super) async fn take_all(end: &Double) -> Vec<u8> {
     let mut all = Vec::new();
     loop {
         let (result, buffer) = end.recv(Buffer::with_capacity(64 * 1024)).await;

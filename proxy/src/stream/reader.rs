@@ -348,6 +348,7 @@ impl<T: Transport> Reader<T> {
         match self.io.try_recv(&mut self.buffer, usize::MAX) {
             Ok(0) => self.on_eof(),
             Ok(count) => {
+                self.on_data(count)?;
                 self.appetite.on_read(count);
                 Ok(())
             }

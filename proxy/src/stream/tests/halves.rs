@@ -10,6 +10,7 @@ use super::super::testing::{Bench, WRITE_TIMEOUT, noise, read_all, run, settle, 
 use super::super::{End, Fill, StreamError};
 use crate::buffers::Class;
 use crate::handshake::testing::{received_by, sealed_by, sent_by, suites};
+use crate::ktls::RecordError;
 use crate::transport::Transport;
 use crate::transport::double::{Direction, Mood, pair};
 
@@ -327,5 +328,31 @@ fn dropping_the_halves_ends_the_socket_and_its_deadlines() {
         drop((reader, writer));
         assert!(bench.timers.is_empty());
         assert!(matches!(bench.plain(far).0.fill().await, Ok(Fill::End(End::Clean))));
+    });
+}
+
+/// Bytes that a full buffer's larger successor took once went uncounted: small records wore a key past its limit.
+#[test]
+fn bytes_that_a_larger_buffer_takes_count_for_the_key() {
+    const RECORDS_TOO_MANY: u64 = 1 << 24;
+    run(async {
+        let bench = Bench::new();
+        let (peer, near) = pair(1 << 16);
+        let (mut reader, _writer) = bench.kernel(near, RECORDS_TOO_MANY);
+        let mut received = 0;
+        // The kernel is asked for its count after a mebibyte.
+        let error = loop {
+            assert!(received < 1 << 20, "the key is used up, and nobody knows");
+            let piece = 2 * Class::Tiny.bytes();
+            assert_eq!(peer.try_send(&noise(piece)).expect("there is room"), piece);
+            reader.expect_little();
+            match reader.fill().await {
+                Ok(_) => assert_eq!(reader.filled().len(), piece, "the rest came with it"),
+                Err(error) => break error,
+            }
+            reader.consume(piece);
+            received += piece;
+        };
+        assert!(matches!(error, StreamError::Record(RecordError::KeyExhausted)), "{error}");
     });
 }
