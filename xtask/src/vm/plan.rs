@@ -257,7 +257,7 @@ pub(super) fn script(modules: &[&str], runs: &[Run], plan: Plan<'_>) -> String {
          ulimit -n 16384\n\
          for module in {modules}; do insmod /modules/$module.ko || echo \"PROBLEM module $module\"; done\n\
          ip link set lo up; ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0 || echo \"PROBLEM no network\"\n\
-         echo \"KERNEL $(uname -r)\"\n\
+         echo \"{BEGUN}$(uname -r)\"\n\
          {GATEWAY} --version | sed 's/^/VERSION /'\n\
          printf '{HELD}' >/tmp/held.toml; {GATEWAY} run --config /tmp/held.toml 2>/dev/null &\n\
          run() {{\n\
@@ -284,6 +284,9 @@ pub(super) fn script(modules: &[&str], runs: &[Run], plan: Plan<'_>) -> String {
     script.push_str(&format!("echo {DONE}\nreboot -f\n"));
     script
 }
+
+/// The first words of a guest that came up.
+pub(super) const BEGUN: &str = "KERNEL ";
 
 /// The last words of a guest that has done everything.
 pub(super) const DONE: &str = "GUEST-DONE";
