@@ -57,7 +57,8 @@ pub(crate) fn table(lines: &[String]) -> String {
         }
     }
     let mut text =
-        "group  kernel            path           passed  failed  not applicable\n".to_owned();
+        "group  kernel                      path           passed  failed  not applicable\n"
+            .to_owned();
     let (mut last, mut sums) = (None, [0, 0, 0]);
     let sum = |place: &Option<(String, String)>, sums: &[u64; 3]| {
         place.as_ref().map_or_else(String::new, |(kernel, path)| line("all", kernel, path, *sums))
@@ -83,7 +84,7 @@ pub(crate) fn table(lines: &[String]) -> String {
 }
 
 fn line(group: &str, kernel: &str, path: &str, [passed, failed, other]: [u64; 3]) -> String {
-    format!("{group:<7}{kernel:<18}{path:<15}{passed:>6}{failed:>8}{other:>16}\n")
+    format!("{group:<7}{kernel:<28}{path:<15}{passed:>6}{failed:>8}{other:>16}\n")
 }
 
 #[cfg(test)]
@@ -99,9 +100,9 @@ mod tests {
         ];
         let text = super::table(&lines.map(str::to_owned));
         for line in [
-            "G      6.12.1            user/copy          11       0               2",
-            "all    6.12.1            user/copy          19       1               2",
-            "all    6.12.1            kernel/splice       9       0               0",
+            "G      6.12.1                      user/copy          11       0               2",
+            "all    6.12.1                      user/copy          19       1               2",
+            "all    6.12.1                      kernel/splice       9       0               0",
             "row 129: not applicable, or not all of it: too many",
         ] {
             assert!(text.contains(&format!("\n{line}\n")), "{text}");
