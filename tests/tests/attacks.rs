@@ -323,6 +323,7 @@ fn group(name: &str) {
 fn place(gateway: &Gateway) -> String {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let log = gateway.access_log();
+    let copies = std::env::var(SPLICE_VARIABLE).is_ok_and(|value| value == "never");
     // Keys of a connection whose client has gone before they were handed over stay in user space, whatever the path.
     let path = match log.iter().any(|line| line["tls"] == "kernel") {
         true if copies => "kernel/copy",
