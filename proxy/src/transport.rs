@@ -174,6 +174,13 @@ pub trait Transport: Clone + 'static {
     /// Whether the connection still stands: not after a reset.
     fn is_connected(&self) -> bool;
 
+    /// Has its end reset the connection, so that the peer does not wait with bytes that nobody takes any more.
+    ///
+    /// Without it a peer whose window was shut waits for a minute: a socket that was shut down tells of no room when its last
+    /// bytes are taken (`tcp_cleanup_rbuf`), and once it is closed in `FIN_WAIT2` it answers no question for it
+    /// (`tcp_timewait_state_process`).
+    fn reset_on_close(&self);
+
     /// The record layer that the kernel has for this socket; None where there can be none.
     fn kernel_tls(&self) -> Option<&dyn KernelTls>;
 }

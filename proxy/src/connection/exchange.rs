@@ -179,6 +179,9 @@ async fn attempt<N: Network>(
         }
         Ok(Answer::Upgraded) => Attempt::Done(Forwarded::Upgraded(Box::new(lease))),
         Err(failure) => {
+            if progress.upstream_spoke.get().is_some() {
+                lease.abandon();
+            }
             let nothing_came =
                 progress.upstream_spoke.get().is_none() && !progress.response_started.get();
             let nothing_left = lease.writer.wire_count() == wire_before;

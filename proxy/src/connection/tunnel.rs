@@ -82,6 +82,7 @@ impl<N: Network> Tunnel<N> {
                 After::Close
             }
             Err(error) => {
+                lease.abandon();
                 record.outcome = Outcome::Aborted;
                 record.fault = Some(error.fault(Fault::Downstream, Fault::Upstream));
                 record.reason = Some(format!("the tunnel: {error}"));

@@ -171,6 +171,11 @@ impl<T: Transport> Lease<T> {
         &self.seat.0.counters
     }
 
+    /// Says that more may come from the upstream and will not be taken.
+    pub fn abandon(&self) {
+        self.reader.reset_on_close();
+    }
+
     /// The connection is now for the client that `gauge` measures, if any does.
     pub fn serve(&mut self, gauge: Option<&Gauge>) {
         match gauge {

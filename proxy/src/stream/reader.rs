@@ -197,6 +197,11 @@ impl<T: Transport> Reader<T> {
         self.gauge = Some(gauge);
     }
 
+    /// Has the end of the socket reset the connection, as [`Transport::reset_on_close`] says.
+    pub fn reset_on_close(&self) {
+        self.io.reset_on_close();
+    }
+
     /// The number by which the kernel knows the socket; None where it has none.
     #[must_use]
     pub fn cookie(&self) -> Option<u64> {

@@ -417,6 +417,8 @@ impl Transport for Double {
         true
     }
 
+    fn reset_on_close(&self) {}
+
     fn kernel_tls(&self) -> Option<&dyn KernelTls> {
         if self.own().opened.get().is_some() { Some(self) } else { None }
     }

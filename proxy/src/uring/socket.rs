@@ -208,6 +208,11 @@ impl Transport for Socket {
         SockRef::from(self).peer_addr().is_ok()
     }
 
+    fn reset_on_close(&self) {
+        // A socket that takes no such option is one without windows.
+        let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
+    }
+
     fn kernel_tls(&self) -> Option<&dyn KernelTls> {
         Some(self)
     }
