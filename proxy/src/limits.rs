@@ -52,7 +52,8 @@ pub const PIPES_KEPT_MAX: usize = 16;
 /// What must be left of a body for splicing to be worth its set-up, in bytes.
 pub const SPLICE_BYTES_MIN: u64 = 64 * 1024;
 
-/// How often deadlines are looked at. A timeout is never early, and late by at most two of these.
+/// How often deadlines are looked at. A timeout is never early, and late by at most two of these, or by one more when the
+/// worker stood still.
 pub const TIMER_TICK: Duration = Duration::from_millis(50);
 
 /// A worker that has not looked at deadlines for this long was kept from working, and its peers may not have been late.

@@ -168,6 +168,8 @@ impl<T: Transport> Drop for Watched<T> {
 pub struct Timers<T> {
     start: Instant,
     now: Cell<Tick>,
+    /// Whether the last call looked at no deadlines.
+    waived: Cell<bool>,
     watches: RefCell<Slab<Rc<Watch<T>>>>,
 }
 
@@ -178,6 +180,7 @@ impl<T: Transport> Timers<T> {
         Rc::new(Self {
             start: Instant::now(),
             now: Cell::new(Tick(0)),
+            waived: Cell::new(false),
             watches: RefCell::new(Slab::new()),
         })
     }
@@ -216,17 +219,20 @@ impl<T: Transport> Timers<T> {
 
     /// Advances the clock and ends what is overdue. To be called every [`limits::TIMER_TICK`].
     ///
-    /// A worker that stood still for longer than [`limits::STANDSTILL`] (frozen, or its machine suspended) first does what
-    /// has come meanwhile, and ends what is overdue at the next call: nobody is given up for what lies in the kernel.
+    /// A worker that stood still for longer than [`limits::STANDSTILL`] (stopped, or without a processor) first does what has
+    /// come meanwhile, and ends what is overdue at the next call, however late that is: nobody is given up for what lies in
+    /// the kernel, and a worker that is always slow still gives up.
     pub fn sweep(&self) {
         self.tick(Tick(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)));
     }
 
     /// As [`Timers::sweep`], at a time of the caller's choice.
     pub(crate) fn tick(&self, now: Tick) {
-        if now.since(self.now()) > limits::STANDSTILL {
+        let stood_still = now.since(self.now()) > limits::STANDSTILL;
+        if stood_still && !self.waived.replace(true) {
             self.now.set(now);
         } else {
+            self.waived.set(false);
             self.sweep_at(now);
         }
     }

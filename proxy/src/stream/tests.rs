@@ -219,6 +219,17 @@ fn what_came_while_the_worker_stood_still_is_seen_before_deadlines() {
 }
 
 #[test]
+fn a_worker_that_is_always_slow_still_gives_up() {
+    let mut ends = joined(None, 100);
+    ends.reader.watch().receive_within(TIMEOUT);
+    assert!(poll_once(ends.reader.fill()).is_pending());
+    for shut in [None, Some(Cause::Deadline)] {
+        ends.timers.tick(ends.timers.now().after(STANDSTILL + 2 * TIMEOUT));
+        assert_eq!(ends.reader.watch().shut(), shut);
+    }
+}
+
+#[test]
 fn a_peer_that_takes_nothing_is_given_up() {
     let mut ends = joined(None, 10);
     let mut flush = std::pin::pin!(async {
