@@ -78,7 +78,8 @@ fn emulate(log: &Path, unpacked: &Unpacked, initramfs: &Path, plan: Plan<'_>) ->
     // Its exit status tells less than the last words on the console.
     Command::new("timeout")
         .arg(GUEST_SECONDS.to_string())
-        .args(["qemu-system-x86_64", "-cpu", "max"])
+        // Without the processor's copying by bytes: emulation does that one byte at a time, and by words without it.
+        .args(["qemu-system-x86_64", "-cpu", "max,-erms"])
         .args(
             match plan.extent {
                 // Time is counted in instructions: one for each nanosecond.
@@ -98,7 +99,7 @@ fn emulate(log: &Path, unpacked: &Unpacked, initramfs: &Path, plan: Plan<'_>) ->
         // On a busy host the emulated timer may be too late for the kernel's test of it, which is a panic.
         .args([
             "-append",
-            "console=ttyS0 quiet panic=-1 nokaslr no_timer_check rdinit=/bin/busybox -- sh /init",
+            "console=ttyS0 quiet panic=-1 nokaslr no_timer_check mitigations=off init_on_alloc=0 rdinit=/bin/busybox -- sh /init",
         ])
         .stdin(Stdio::null())
         .stdout(console)
@@ -236,6 +237,6 @@ mod tests {
         assert!(!judge(&console(""), &kernel::ALL[1], PLAN).is_good());
         assert!(!judge("Kernel panic", OLDEST, PLAN).is_good());
         assert!(!judge(&console("").replace(DONE, ""), OLDEST, PLAN).is_good());
-        assert!(!judge(&console("").replace(" tls ", " other "), OLDEST, PLAN).is_good());
+        assert!(!judge(&console("").replace(" degraded ", " other "), OLDEST, PLAN).is_good());
     }
 }

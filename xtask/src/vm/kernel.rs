@@ -30,6 +30,9 @@ pub(crate) enum Tls {
     Rekey,
 }
 
+/// The one that the short form of the lane tests most on: it can always be had, and leaves TLS and payload to the kernel.
+pub(crate) const REFERENCE: &str = "6.12";
+
 /// Oldest first.
 pub(crate) const ALL: [Kernel; 4] = [
     Kernel { name: "5.10", packages: &["linux-image-5.10."], is_optional: false, tls: Tls::None },
