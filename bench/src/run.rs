@@ -214,9 +214,9 @@ impl Bench<'_> {
     fn warm_tomcat(&self, groups: &[Group]) -> Result<()> {
         let failed = |error: io::Error| Error::failed(error.to_string());
         let address = self.setting.tomcat;
-        let plain = groups.iter().map(|group| Group { front: Front::Plain, ..group.clone() });
         let fronts = Fronts { tls: address, rsa: address, plain: address };
-        let plain: Vec<Group> = plain.collect();
+        let plain = |group: &Group| Group { front: Front::Plain, ..group.clone() };
+        let plain: Vec<Group> = groups.iter().map(plain).collect();
         let begun = Instant::now();
         while let Some(left) = TOMCAT_WARM_UP.checked_sub(begun.elapsed()) {
             // Tomcat ends a connection with its hundredth response, which is an error of the run and none here.

@@ -198,7 +198,7 @@ fn build(directory: &Path) -> Result<Vec<Program>> {
         .env("CARGO_TARGET_DIR", directory.join("build"))
         .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
-        // Collecting entropy from the processor's timing takes an emulated one seconds in each process; the kernel's is enough.
+        // Collecting entropy from the processor's timing takes an emulated one a second in each process; the kernel's is enough.
         .env("AWS_LC_SYS_NO_JITTER_ENTROPY", "1")
         .stderr(std::process::Stdio::inherit());
     let output = command.output().map_err(Error::io("cannot run cargo"))?;

@@ -48,11 +48,11 @@ const SUITES_OF_NO_TLS: [&str; 5] = ["matrix", "guest", "foreign", "ebpf", "degr
 const SUITES_OF_TLS: [&str; 8] =
     ["matrix", "records", "tls", "wire", "guest", "foreign", "ebpf", "posture"];
 
-/// What it runs there on [`kernel::REFERENCE`]: all in which a kernel takes part.
+/// What it runs there on [`kernel::REFERENCE`]: splicing of its own as well.
 const SUITES_OF_REFERENCE: [&str; 9] =
     ["matrix", "records", "splice", "tls", "wire", "guest", "foreign", "ebpf", "posture"];
 
-/// What it runs on the last kernel with the kernel's record layer and without splicing: every shape of payload.
+/// What it runs on [`kernel::REFERENCE`] with the kernel's record layer and without splicing: every shape of payload.
 const SUITES_OF_PAYLOAD: [&str; 1] = ["matrix"];
 
 /// Tests that no guest runs, and why.
@@ -227,14 +227,15 @@ impl Plan<'_> {
             // TLS in user space is tested without a guest, and in that of a kernel that cannot do it. That payload is
             // copied and not spliced makes a difference to the gateway, and less to the kernel.
             Extent::Short => {
+                let is_reference = kernel.name == kernel::REFERENCE;
                 let suites = match kernel.tls {
                     Tls::None => &SUITES_OF_NO_TLS[..],
-                    _ if kernel.name == kernel::REFERENCE => &SUITES_OF_REFERENCE[..],
+                    Tls::Keys | Tls::Rekey if is_reference => &SUITES_OF_REFERENCE[..],
                     Tls::Keys | Tls::Rekey => &SUITES_OF_TLS[..],
                 };
                 let copy = run(Mode::KernelCopy, MTU, &SUITES_OF_PAYLOAD[..]);
                 std::iter::once(run(modes[0], MTU, suites))
-                    .chain(Some(copy).filter(|_| kernel.tls == Tls::Rekey))
+                    .chain(is_reference.then_some(copy))
                     .chain(last)
                     .collect()
             }
@@ -334,6 +335,13 @@ mod tests {
     #[test]
     fn payload_is_moved_on_every_kernel_and_the_long_form_leaves_out_no_mode_and_no_suite() {
         let of = |extent| Plan { extent, choice: Choice::default(), tomcat_port: 0 };
+        let reference = kernel::ALL.iter().find(|kernel| kernel.name == kernel::REFERENCE);
+        let reference = reference.expect("it is one of them");
+        assert!(!reference.is_optional);
+        for mode in [Mode::KernelSplice, Mode::KernelCopy] {
+            let mut runs = of(Extent::Short).runs(reference).into_iter();
+            assert!(runs.any(|run| run.mode == mode && run.suites.contains(&"matrix")), "{mode:?}");
+        }
         for kernel in &kernel::ALL {
             let short = of(Extent::Short).runs(kernel);
             assert!(short.iter().any(|run| run.suites.contains(&"matrix")), "{}", kernel.name);
