@@ -27,6 +27,7 @@ use crate::generation::Shared;
 use crate::ktls::probe::Support;
 use crate::sys;
 use crate::telemetry::{Counter, Meter, WorkerCounters};
+use crate::uring::Delivery;
 use crate::worker::{Orders, Phase, Started, WorkerError};
 use crew::{Crew, Equipment};
 use service::Manager;
@@ -360,8 +361,8 @@ fn describe(
     for text in kernel_tls.describe() {
         line("TLS", text);
     }
-    if !started.ring.cooperative {
-        line("missing", "io_uring COOP_TASKRUN (Linux 5.19): more CPU per message".into());
+    if started.ring.delivery < Delivery::Deferred {
+        line("missing", "io_uring DEFER_TASKRUN (Linux 6.1): more CPU per message".into());
     }
     text
 }

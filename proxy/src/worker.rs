@@ -210,7 +210,7 @@ impl Worker {
         let mut ticks: u32 = 0;
         let mut aborted_for = Duration::ZERO;
         loop {
-            tokio::time::sleep(TIMER_TICK).await;
+            uring::sleep(TIMER_TICK).await;
             self.core.timers.sweep();
             self.core.counters.ticks.add(1);
             ticks = ticks.wrapping_add(1);
@@ -307,7 +307,7 @@ async fn accept(worker: Rc<Worker>, listener: Rc<Listener>, door: Door) {
                     tracing::warn!("{error}; connections wait meanwhile");
                     supply = Supply::Exhausted;
                 }
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                uring::sleep(ACCEPT_PAUSE).await;
             }
             Err(error @ AcceptError::Broken(_)) => {
                 tracing::error!("{error}");
@@ -346,25 +346,32 @@ impl Drop for Presence {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::uring::Delivery;
 
     #[test]
     fn a_connection_that_panics_ends_alone_and_is_not_waited_for() {
+        for delivery in [Delivery::Deferred, Delivery::SingleIssuer] {
+            a_connection_that_panics_ends_alone(delivery);
+        }
+    }
+
+    fn a_connection_that_panics_ends_alone(delivery: Delivery) {
         let text = "[[listener]]\naddress = \"127.0.0.1:0\"\nservice = \"http\"\n\
                     [[route]]\nupstream = \"http://127.0.0.1:1\"\n";
         let shared = Shared::new(config::tests::alone(text)).expect("no log is opened");
         let admission = Admission::new(&shared.config.limits, 10_000);
         let (_sender, orders) = watch::channel(Orders { shared, phase: Phase::Draining });
-        let left = uring::start(uring::Setup::default(), |_| async move {
+        let setup = uring::Setup { delivery, ..uring::Setup::default() };
+        let left = uring::start(setup, |_| async move {
             let kernel_tls = Arc::new(Support::none("there is no kernel"));
             let meter = Meter::disabled("there is no kernel");
             let worker = Worker::new(orders, admission, kernel_tls, meter, WorkerCounters::new(0));
             let (first, second) = (Presence::new(&worker), Presence::new(&worker));
-            let defect = uring::spawn(async move {
+            uring::spawn(async move {
                 let _first = first;
                 std::panic::panic_any("a defect");
             });
-            let ended = defect.await;
-            assert!(ended.is_err_and(|error| error.is_panic()));
+            uring::no_op().await;
             let left = worker.connections.get();
             drop(second);
             left

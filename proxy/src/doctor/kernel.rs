@@ -9,7 +9,7 @@ use std::{fs, io};
 use super::Finding;
 use crate::ktls::probe::Support;
 use crate::telemetry::{Lack, Meter};
-use crate::uring::{self, Ring, Setup, StartError};
+use crate::uring::{self, Delivery, Ring, Setup, StartError};
 use crate::{limits, sys};
 
 /// Capabilities by their number in `linux/capability.h`.
@@ -61,11 +61,11 @@ fn ring(started: Result<Ring, StartError>) -> Finding {
             "more trips into the kernel under load",
             "LimitMEMLOCK=infinity in the unit, or ulimit -l unlimited",
         ),
-        Ok(ring) if !ring.cooperative => Finding::warn(
+        Ok(ring) if ring.delivery < Delivery::Deferred => Finding::warn(
             topic,
             ring.to_string(),
-            "no COOP_TASKRUN: more CPU per message",
-            "Linux 5.19 or newer has it",
+            "no DEFER_TASKRUN: two and more calls of the kernel for a message instead of one",
+            "Linux 6.1 or newer has it",
         ),
         Ok(ring) => Finding::ok(topic, ring.to_string()),
         Err(error) => {
@@ -213,11 +213,12 @@ mod tests {
         assert!(cure(StartError::Disabled(2)).contains("sysctl kernel.io_uring_disabled=0"));
         assert!(cure(StartError::Forbidden).contains("seccomp"));
         assert!(cure(StartError::Memory).contains("MEMLOCK"));
-        let good =
-            Ring { cooperative: true, single_issuer: true, submissions: 1024, completions: 8192 };
+        let Setup { submissions, completions, delivery } = Setup::default();
+        let good = Ring { delivery, submissions, completions };
         assert_eq!(ring(Ok(good)).verdict, Verdict::Ok);
         assert_eq!(ring(Ok(Ring { submissions: 64, ..good })).verdict, Verdict::Warn);
-        assert_eq!(ring(Ok(Ring { cooperative: false, ..good })).verdict, Verdict::Warn);
+        let older = Ring { delivery: Delivery::SingleIssuer, ..good };
+        assert_eq!(ring(Ok(older)).verdict, Verdict::Warn);
     }
 
     #[test]

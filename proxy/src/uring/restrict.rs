@@ -13,10 +13,11 @@ use std::sync::{Mutex, PoisonError};
 
 use io_uring::opcode;
 
-/// All operations that are ever submitted: those of this module's sockets, and what tokio-uring cancels at its end.
+/// All operations that are ever submitted: those of this module's sockets, and what the driver cancels at its end.
 /// None opens, reads or writes a file, or sends a message to another ring.
-const ALLOWED: [u8; 8] = [
+const ALLOWED: [u8; 9] = [
     opcode::Nop::CODE,
+    opcode::Timeout::CODE,
     opcode::PollAdd::CODE,
     opcode::SendMsg::CODE,
     opcode::RecvMsg::CODE,

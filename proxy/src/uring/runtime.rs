@@ -1,16 +1,20 @@
 //! The ring of one thread, from start to end.
 
+use std::cell::UnsafeCell;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::rc::Rc;
 use std::time::Duration;
 
-use io_uring::{IoUring, Probe, opcode};
+use io_uring::{IoUring, Probe, opcode, types};
 
 use super::restrict::restricted;
+use super::{compat, driver, op};
 
 /// Operations without which there is no gateway, with the kernel that brought the youngest: 5.6.
-const REQUIRED: [(u8, &str); 6] = [
+const REQUIRED: [(u8, &str); 7] = [
+    (opcode::Timeout::CODE, "TIMEOUT"),
     (opcode::Accept::CODE, "ACCEPT"),
     (opcode::PollAdd::CODE, "POLL_ADD"),
     (opcode::Recv::CODE, "RECV"),
@@ -34,22 +38,57 @@ pub struct Setup {
     /// Entries of the completion queue, at least as many and at most 65536. Beyond it the kernel keeps completions in
     /// a slower list; none is lost.
     pub completions: u32,
+    /// How completions come, at best: a kernel that cannot do it gets the next older way.
+    pub delivery: Delivery,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { submissions: 1024, completions: 8192 }
+        Self { submissions: 1024, completions: 8192, delivery: Delivery::Deferred }
+    }
+}
+
+/// How completions come to the thread, from the oldest way to the newest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Delivery {
+    /// By interrupting it, in the middle of whatever it does.
+    Interrupting,
+    /// When it enters the kernel by itself (`COOP_TASKRUN`, Linux 5.19): worth a quarter of the CPU of small messages.
+    Cooperative,
+    /// The same, and the kernel relies on one thread only that submits (`SINGLE_ISSUER`, Linux 6.0).
+    SingleIssuer,
+    /// When it waits for them and not before (`DEFER_TASKRUN`, Linux 6.1). One call of the kernel makes a turn then, and
+    /// the ring is driven without tokio-uring, which cannot do that.
+    Deferred,
+}
+
+impl Delivery {
+    /// The flags of `io_uring_setup(2)`.
+    #[must_use]
+    pub const fn flags(self) -> &'static str {
+        match self {
+            Self::Interrupting => "no flags",
+            Self::Cooperative => "COOP_TASKRUN",
+            Self::SingleIssuer => "COOP_TASKRUN|SINGLE_ISSUER",
+            Self::Deferred => "COOP_TASKRUN|SINGLE_ISSUER|DEFER_TASKRUN",
+        }
+    }
+
+    /// The next older way; of the oldest, itself.
+    const fn older(self) -> Self {
+        match self {
+            Self::Interrupting | Self::Cooperative => Self::Interrupting,
+            Self::SingleIssuer => Self::Cooperative,
+            Self::Deferred => Self::SingleIssuer,
+        }
     }
 }
 
 /// The ring that a thread got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ring {
-    /// Whether completions wait until the thread enters the kernel by itself (`COOP_TASKRUN`, Linux 5.19) instead of
-    /// interrupting it: worth a quarter of the CPU of small messages.
-    pub cooperative: bool,
-    /// Whether the kernel knows that one thread only submits (`SINGLE_ISSUER`, Linux 6.0).
-    pub single_issuer: bool,
+    /// How completions come.
+    pub delivery: Delivery,
     /// Entries of the submission queue.
     pub submissions: u32,
     /// Entries of the completion queue.
@@ -60,11 +99,14 @@ impl Ring {
     fn builder(self) -> io_uring::Builder {
         let mut builder = IoUring::builder();
         builder.setup_cqsize(self.completions);
-        if self.cooperative {
+        if self.delivery >= Delivery::Cooperative {
             builder.setup_coop_taskrun();
         }
-        if self.single_issuer {
+        if self.delivery >= Delivery::SingleIssuer {
             builder.setup_single_issuer();
+        }
+        if self.delivery >= Delivery::Deferred {
+            builder.setup_defer_taskrun();
         }
         builder
     }
@@ -72,12 +114,7 @@ impl Ring {
 
 impl fmt::Display for Ring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let flags = match (self.cooperative, self.single_issuer) {
-            (true, true) => "COOP_TASKRUN|SINGLE_ISSUER",
-            (true, false) => "COOP_TASKRUN",
-            (false, true) => "SINGLE_ISSUER",
-            (false, false) => "no flags",
-        };
+        let flags = self.delivery.flags();
         write!(f, "{flags}, {} submissions, {} completions", self.submissions, self.completions)
     }
 }
@@ -152,26 +189,45 @@ pub fn start<F: Future>(
     main: impl FnOnce(Ring) -> F,
 ) -> Result<F::Output, StartError> {
     let ring = negotiate(setup, try_ring)?;
-    let runtime = match build(ring) {
+    if ring.delivery == Delivery::Deferred {
+        let made = patiently(|| restricted(|| disabled(ring).build(ring.submissions)))?;
+        Ok(driver::run(made, || main(ring)))
+    } else {
+        let mut builder = tokio_uring::builder();
+        builder.entries(ring.submissions).uring_builder(&disabled(ring));
+        let runtime = patiently(|| restricted(|| tokio_uring::Runtime::new(&builder)))?;
+        Ok(compat::run(runtime, || main(ring)))
+    }
+}
+
+/// Of a ring that takes nothing until it has been told what it may do.
+fn disabled(ring: Ring) -> io_uring::Builder {
+    let mut builder = ring.builder();
+    builder.setup_r_disabled();
+    builder
+}
+
+/// Builds, and again when the memory of the ring that was tried may not have come back.
+fn patiently<T>(build: impl Fn() -> io::Result<T>) -> Result<T, StartError> {
+    let built = match build() {
         Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
             std::thread::sleep(MEMORY_RETURN);
-            build(ring)
+            build()
         }
         built => built,
     };
-    let runtime = Ended(Some(runtime.map_err(StartError::of)?));
-    super::op::begin();
-    Ok(runtime.block_on(main(ring)))
+    built.map_err(StartError::of)
 }
 
-/// Runs `future` on the ring of this thread, beside the caller.
-///
-/// A task whose handle is dropped goes on.
+/// Runs `future` on the ring of this thread, beside the caller. Should it panic, it ends, and nothing else does.
 ///
 /// # Panics
 /// Outside [`start`].
-pub fn spawn<F: Future + 'static>(future: F) -> tokio::task::JoinHandle<F::Output> {
-    tokio_uring::spawn(future)
+pub fn spawn(future: impl Future<Output = ()> + 'static) {
+    match driver::current() {
+        Some(driver) => driver.spawn(future),
+        None => drop(tokio_uring::spawn(future)),
+    }
 }
 
 /// One trip through the kernel without effect: lets all other tasks run and operations be submitted.
@@ -179,31 +235,40 @@ pub fn spawn<F: Future + 'static>(future: F) -> tokio::task::JoinHandle<F::Outpu
 /// # Panics
 /// Outside [`start`].
 pub async fn no_op() {
-    // A kernel that cannot even do nothing will say so at the next operation that matters.
-    drop(tokio_uring::no_op().await);
+    // SAFETY: NOP names neither memory nor a descriptor, and completes once.
+    unsafe { op::submit(Nothing, opcode::Nop::new().build()) }.await;
 }
 
-/// A runtime that ends by [`super::op::end`], also when a panic unwinds through it.
-struct Ended(Option<tokio_uring::Runtime>);
+struct Nothing;
 
-impl Ended {
-    fn block_on<F: Future>(&self, future: F) -> F::Output {
-        self.0.as_ref().expect("present until dropped").block_on(future)
-    }
+impl op::Operation for Nothing {
+    type Output = ();
+
+    /// A kernel that cannot even do nothing will say so at the next operation that matters.
+    fn complete(self, _: io::Result<u32>) {}
 }
 
-impl Drop for Ended {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            super::op::end(runtime);
-        }
-    }
+/// Waits for `duration`, without other work for as long as that and as exactly as the kernel's timers are.
+///
+/// # Panics
+/// Outside [`start`].
+pub async fn sleep(duration: Duration) {
+    let span = Rc::new(UnsafeCell::new(types::Timespec::from(duration)));
+    let entry = opcode::Timeout::new(span.get()).build();
+    // SAFETY: the span belongs to the operation, is on the heap in an `Rc<UnsafeCell<_>>`, and nobody writes it. TIMEOUT
+    // without `multishot` completes once.
+    unsafe { op::submit(Pause { _span: span }, entry) }.await;
 }
 
-fn build(ring: Ring) -> io::Result<tokio_uring::Runtime> {
-    let mut builder = tokio_uring::builder();
-    builder.entries(ring.submissions).uring_builder(ring.builder().setup_r_disabled());
-    restricted(|| tokio_uring::Runtime::new(&builder))
+struct Pause {
+    _span: Rc<UnsafeCell<types::Timespec>>,
+}
+
+impl op::Operation for Pause {
+    type Output = ();
+
+    /// The end of the time is an error (`ETIME`), and none that concerns the caller.
+    fn complete(self, _: io::Result<u32>) {}
 }
 
 /// Finds the best ring that `attempt` can make. A ring is tried before the runtime is built, because a runtime that
@@ -213,8 +278,7 @@ fn negotiate(
     attempt: impl Fn(Ring) -> Result<Ring, Refusal>,
 ) -> Result<Ring, StartError> {
     let mut ring = Ring {
-        cooperative: true,
-        single_issuer: true,
+        delivery: setup.delivery,
         submissions: setup.submissions,
         completions: setup.completions,
     };
@@ -223,8 +287,9 @@ fn negotiate(
             Ok(ring) => return Ok(ring),
             Err(Refusal::Lacks(what)) => return Err(StartError::TooOld(what)),
             Err(Refusal::Error(error)) => match error.raw_os_error() {
-                Some(libc::EINVAL) if ring.single_issuer => ring.single_issuer = false,
-                Some(libc::EINVAL) if ring.cooperative => ring.cooperative = false,
+                Some(libc::EINVAL) if ring.delivery > Delivery::Interrupting => {
+                    ring.delivery = ring.delivery.older();
+                }
                 Some(libc::ENOMEM) if ring.submissions / 2 >= SUBMISSIONS_MIN => {
                     ring.submissions /= 2;
                     ring.completions /= 2;
@@ -275,14 +340,13 @@ mod tests {
 
     #[test]
     fn an_older_kernel_gets_fewer_flags() {
-        for (cooperative, single_issuer) in [(true, true), (true, false), (false, false)] {
+        use Delivery::{Cooperative, Deferred, Interrupting, SingleIssuer};
+        for newest in [Deferred, SingleIssuer, Cooperative, Interrupting] {
             let known = |ring: Ring| {
-                let unknown =
-                    ring.cooperative && !cooperative || ring.single_issuer && !single_issuer;
-                if unknown { Err(errno(libc::EINVAL)) } else { Ok(ring) }
+                if ring.delivery > newest { Err(errno(libc::EINVAL)) } else { Ok(ring) }
             };
             let ring = negotiate(Setup::default(), known).unwrap();
-            assert_eq!((ring.cooperative, ring.single_issuer), (cooperative, single_issuer));
+            assert_eq!(ring.delivery, newest);
             assert_eq!((ring.submissions, ring.completions), (1024, 8192));
         }
     }

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use io_uring::{opcode, squeue, types};
 
@@ -10,13 +11,20 @@ use crate::transport::{Buffer, Transport};
 
 const LOCALHOST: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// Runs a test on a ring of its own; a test that hangs fails after ten seconds.
-fn ring<F: Future>(test: impl FnOnce() -> F) -> F::Output {
-    let bounded = |_| async {
-        let limit = std::time::Duration::from_secs(10);
-        tokio::time::timeout(limit, test()).await.expect("the test hangs")
-    };
-    start(Setup { submissions: 64, completions: 256 }, bounded).unwrap()
+/// Runs a test on a ring of its own by each driver; a test that hangs fails after ten seconds.
+fn ring<F: Future<Output = ()>>(test: impl Fn() -> F) {
+    for delivery in [Delivery::Deferred, Delivery::SingleIssuer] {
+        let bounded = |ring: Ring| {
+            assert_eq!(ring.delivery, delivery);
+            async {
+                tokio::select! {
+                    () = test() => {}
+                    () = sleep(Duration::from_secs(10)) => panic!("the test hangs"),
+                }
+            }
+        };
+        start(Setup { submissions: 64, completions: 256, delivery }, bounded).unwrap();
+    }
 }
 
 async fn tcp_pair() -> (Socket, Socket) {

@@ -1,0 +1,266 @@
+//! A ring and the tasks that wait for it: one thread, and one call of the kernel for each turn.
+//!
+//! A turn runs tasks until all of them wait, then enters the kernel once: what they have asked for is submitted, what has
+//! happened meanwhile completes (`DEFER_TASKRUN`: only then), and the thread sleeps there until something has.
+//!
+//! A task may be woken from another thread, but its own sleeps on: it sees that when something completes.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use futures_executor::{LocalPool, LocalSpawner};
+use futures_task::{LocalFutureObj, LocalSpawn as _};
+use io_uring::{IoUring, opcode, squeue};
+use slab::Slab;
+
+/// Entries that may wait for the end of a turn. Beyond, they are submitted at once: a turn in which a thousand messages
+/// are handled would hold the first of them back until the last is done.
+const HELD_BACK_MAX: usize = 16;
+
+/// Marks the completion of a cancellation, which nobody waits for.
+const NOBODY: u64 = u64::MAX;
+
+/// An operation that the kernel has been given, or will be before the thread sleeps.
+enum Slot {
+    /// Nobody has asked for it.
+    Submitted,
+    /// A task waits.
+    Awaited(Waker),
+    /// Done and not yet asked for: the result of the kernel.
+    Completed(i32),
+    /// Given up: what it owns is freed, and what it brings is dropped, when the kernel is done.
+    Abandoned(Box<dyn FnOnce(io::Result<u32>)>),
+}
+
+/// The ring of this thread.
+pub(super) struct Driver {
+    ring: RefCell<IoUring>,
+    slots: RefCell<Slab<Slot>>,
+    /// Completions taken out of the ring; empty but while they are handed on.
+    batch: RefCell<Vec<(u64, i32)>>,
+    spawner: LocalSpawner,
+}
+
+thread_local! {
+    static DRIVER: RefCell<Option<Rc<Driver>>> = const { RefCell::new(None) };
+}
+
+/// The driver of this thread, if it runs.
+pub(super) fn current() -> Option<Rc<Driver>> {
+    DRIVER.with_borrow(Clone::clone)
+}
+
+/// Whether the first task is to be polled.
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Runs `main` and all that it spawns on `ring`, until `main` is done. What was spawned and is not done then is dropped
+/// where it is.
+pub(super) fn run<F: Future>(ring: IoUring, main: impl FnOnce() -> F) -> F::Output {
+    let tasks = LocalPool::new();
+    let driver = Rc::new(Driver {
+        ring: RefCell::new(ring),
+        slots: RefCell::default(),
+        batch: RefCell::default(),
+        spawner: tasks.spawner(),
+    });
+    DRIVER.set(Some(Rc::clone(&driver)));
+    // What is declared last is dropped first, also when a panic unwinds: the tasks, then what they have left with the
+    // kernel.
+    let _end = End(Rc::clone(&driver));
+    let mut tasks = tasks;
+    let mut main = pin!(main());
+    let woken = Arc::new(Woken(AtomicBool::new(true)));
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        if woken.0.swap(false, Ordering::Acquire)
+            && let Poll::Ready(output) = main.as_mut().poll(&mut context)
+        {
+            return output;
+        }
+        tasks.run_until_stalled();
+        if !woken.0.load(Ordering::Acquire) {
+            driver.turn();
+        }
+    }
+}
+
+/// The end of a driver.
+struct End(Rc<Driver>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.cancel_all();
+        DRIVER.set(None);
+    }
+}
+
+impl Driver {
+    /// Runs a task beside the caller. One that panics ends, and nothing else does.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        let mut task = Some(Box::pin(task));
+        let guarded = std::future::poll_fn(move |cx| {
+            let Some(running) = &mut task else { return Poll::Ready(()) };
+            let polled = catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(cx)));
+            polled.unwrap_or_else(|_| {
+                task = None;
+                Poll::Ready(())
+            })
+        });
+        // Refused only when the pool has gone, and then nothing runs any more.
+        let _ = self.spawner.spawn_local_obj(LocalFutureObj::new(Box::new(guarded)));
+    }
+
+    /// Queues an entry and returns the key of its completion.
+    ///
+    /// # Safety
+    /// What [`op::submit`](super::op::submit) demands of the entry, until its completion has been polled or it has been
+    /// abandoned with what it owns.
+    pub(super) unsafe fn push(&self, entry: squeue::Entry) -> usize {
+        let key = self.slots.borrow_mut().insert(Slot::Submitted);
+        // SAFETY: the caller vouches for the entry.
+        unsafe { self.queue(&entry.user_data(key as u64)) };
+        key
+    }
+
+    /// # Safety
+    /// As [`Self::push`].
+    unsafe fn queue(&self, entry: &squeue::Entry) {
+        loop {
+            let mut ring = self.ring.borrow_mut();
+            let mut queue = ring.submission();
+            // SAFETY: the caller vouches for the entry.
+            let queued = unsafe { queue.push(entry) };
+            let is_enough = queue.len() >= HELD_BACK_MAX;
+            drop(queue);
+            let submitted =
+                if queued.is_err() || is_enough { ring.submit().map(drop) } else { Ok(()) };
+            drop(ring);
+            if submitted.is_err() {
+                // Completions that must be fetched first. What else there may be is met again at the end of the turn.
+                self.reap();
+            }
+            if queued.is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// What has come of an operation. It is asked no more when it was ready.
+    pub(super) fn poll(&self, key: usize, cx: &Context<'_>) -> Poll<io::Result<u32>> {
+        let mut slots = self.slots.borrow_mut();
+        match &mut slots[key] {
+            Slot::Completed(result) => {
+                let result = *result;
+                let _done = slots.remove(key);
+                Poll::Ready(outcome(result))
+            }
+            Slot::Awaited(waker) => {
+                waker.clone_from(cx.waker());
+                Poll::Pending
+            }
+            slot => {
+                *slot = Slot::Awaited(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Keeps what an operation owns, in `finish`, until the kernel is done with it, and calls that with the result.
+    pub(super) fn abandon(&self, key: usize, finish: impl FnOnce(io::Result<u32>) + 'static) {
+        let mut slots = self.slots.borrow_mut();
+        let slot = &mut slots[key];
+        if let Slot::Completed(result) = *slot {
+            let _done = slots.remove(key);
+            drop(slots);
+            finish(outcome(result));
+        } else {
+            let _waker = mem::replace(slot, Slot::Abandoned(Box::new(finish)));
+        }
+    }
+
+    /// Enters the kernel once, and sleeps there until an operation has completed.
+    fn turn(&self) {
+        let entered = self.ring.borrow().submit_and_wait(1);
+        if let Err(error) = entered {
+            match error.raw_os_error() {
+                // A signal; completions that must be fetched first; no memory at this moment.
+                Some(libc::EINTR | libc::EBUSY | libc::EAGAIN) => {}
+                _ => panic!("io_uring_enter: {error}"),
+            }
+        }
+        self.reap();
+    }
+
+    /// Hands on what has completed.
+    fn reap(&self) {
+        let mut batch = self.batch.take();
+        let mut ring = self.ring.borrow_mut();
+        batch.extend(ring.completion().map(|entry| (entry.user_data(), entry.result())));
+        drop(ring);
+        for (user_data, result) in batch.drain(..) {
+            if user_data != NOBODY {
+                self.complete(usize::try_from(user_data).expect("a key"), result);
+            }
+        }
+        self.batch.replace(batch);
+    }
+
+    fn complete(&self, key: usize, result: i32) {
+        let mut slots = self.slots.borrow_mut();
+        match mem::replace(&mut slots[key], Slot::Completed(result)) {
+            Slot::Awaited(waker) => {
+                drop(slots);
+                waker.wake();
+            }
+            Slot::Abandoned(finish) => {
+                let _done = slots.remove(key);
+                drop(slots);
+                finish(outcome(result));
+            }
+            Slot::Submitted | Slot::Completed(_) => {}
+        }
+    }
+
+    /// Ends all operations, so that the kernel touches nothing any more.
+    fn cancel_all(&self) {
+        let keys: Vec<usize> = self.in_flight();
+        for key in keys {
+            let cancel = opcode::AsyncCancel::new(key as u64).build().user_data(NOBODY);
+            // SAFETY: it names no memory and no descriptor.
+            unsafe { self.queue(&cancel) };
+        }
+        while !self.in_flight().is_empty() {
+            self.turn();
+        }
+    }
+
+    fn in_flight(&self) -> Vec<usize> {
+        let slots = self.slots.borrow();
+        let in_flight = slots.iter().filter(|(_, slot)| !matches!(slot, Slot::Completed(_)));
+        in_flight.map(|(key, _)| key).collect()
+    }
+}
+
+/// A result as the kernel writes it.
+fn outcome(result: i32) -> io::Result<u32> {
+    u32::try_from(result).map_err(|_| io::Error::from_raw_os_error(result.saturating_neg()))
+}
