@@ -337,11 +337,15 @@ impl Bench<'_> {
         let window = self.plan.window * if point.slow { SLOW_WINDOWS } else { 1 };
         client.run(warm_up).map_err(failed)?;
         let usage = measure::usage(processes);
-        let load = measure::this_thread_ns() + measure::thread_ns(&self.origin.thread);
+        let load = |client: &Client| {
+            let ran = measure::this_thread_ns() + measure::thread_ns(&self.origin.thread);
+            ran.saturating_sub(client.looked_in_vain())
+        };
+        let load_before = load(client);
         let begun = Instant::now();
         let tallies = client.run(window).map_err(failed)?;
         let wall = begun.elapsed().as_secs_f64();
-        let load = measure::this_thread_ns() + measure::thread_ns(&self.origin.thread) - load;
+        let load = load(client).saturating_sub(load_before);
         let usage = measure::usage(processes) - usage;
         let tally =
             tallies.into_iter().next().ok_or_else(|| Error::failed("a point without load"))?;

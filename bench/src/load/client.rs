@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 use std::io;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Interest, Poll, Token};
@@ -17,6 +18,8 @@ const OPENING_MAX: usize = 64;
 const TURNS: usize = 16;
 /// Messages that the schedule releases before answers are read.
 const RELEASED_MAX: usize = 64;
+/// How far a body that is taken at a rate may lag behind it and catch up, nanoseconds.
+const CATCH_UP: u64 = 10_000_000;
 const BUFFER: usize = 128 * 1024;
 /// Full TLS, resumed TLS and RSA are told apart by configuration.
 const HOST: &str = "localhost";
@@ -29,6 +32,8 @@ pub struct Client {
     fronts: Fronts,
     slots: Vec<Slot>,
     again: Vec<usize>,
+    /// Connections that have taken what their rate allows so far.
+    sated: Vec<usize>,
     buffer: Vec<u8>,
     filler: Vec<u8>,
     ready: usize,
@@ -37,6 +42,8 @@ pub struct Client {
     /// all others, which takes minutes when there are a thousand.
     has_begun: bool,
     resumed: u64,
+    /// Time in which the thread ran and had nothing to do, nanoseconds.
+    looked_in_vain: u64,
 }
 
 struct State {
@@ -61,6 +68,8 @@ struct Slot {
     written: usize,
     /// Bytes of a request body still to go.
     upload: u64,
+    /// When a body that is taken at a rate may be read again.
+    hungry_at: u64,
     input: Vec<u8>,
     stage: Stage,
     /// When what is awaited began, or was due.
@@ -111,12 +120,14 @@ impl Client {
             fronts,
             slots,
             again: Vec::new(),
+            sated: Vec::new(),
             buffer: vec![0; BUFFER],
             filler: vec![b'u'; BUFFER],
             ready: 0,
             opening: 0,
             has_begun: false,
             resumed: 0,
+            looked_in_vain: 0,
         };
         let deadline = Instant::now() + SETUP;
         let mut next = 0;
@@ -177,7 +188,7 @@ impl Client {
         let begun = clock::now();
         let end = begun + nanoseconds(window);
         while clock::now() < end {
-            let next = self.release(begun)?.min(end);
+            let next = self.release(begun)?.min(self.feed()?).min(end);
             // Timers of the kernel's poll are whole milliseconds: the rest is waited out by looking again.
             let left = next.saturating_sub(clock::now());
             let pause = if left < 1_000_000 { 0 } else { left };
@@ -206,6 +217,13 @@ impl Client {
     #[must_use]
     pub fn resumed(&self) -> u64 {
         self.resumed
+    }
+
+    /// Nanoseconds so far in which the thread looked whether there was something to do, and there was nothing: it could
+    /// have done more.
+    #[must_use]
+    pub fn looked_in_vain(&self) -> u64 {
+        self.looked_in_vain
     }
 
     /// Sends what is due; returns when the next message is.
@@ -238,12 +256,28 @@ impl Client {
         Ok(next)
     }
 
+    /// Reads what may be read again; returns when the next may.
+    fn feed(&mut self) -> io::Result<u64> {
+        for slot in std::mem::take(&mut self.sated) {
+            self.turn(slot)?;
+        }
+        let next = self.sated.iter().map(|slot| self.slots[*slot].hungry_at).min();
+        Ok(next.unwrap_or(u64::MAX))
+    }
+
     fn step(&mut self, pause: Duration) -> io::Result<()> {
         let mut events = Events::with_capacity(1024);
+        let is_waiting = self.again.is_empty() && pause.is_zero();
         let pause = if self.again.is_empty() { pause } else { Duration::ZERO };
+        let asked = clock::now();
         match self.poll.poll(&mut events, Some(pause)) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
+        }
+        if is_waiting && events.is_empty() {
+            self.looked_in_vain += clock::now().saturating_sub(asked);
+            // The origin may be on this core.
+            thread::yield_now();
         }
         for slot in std::mem::take(&mut self.again) {
             self.turn(slot)?;
@@ -288,6 +322,12 @@ impl Client {
             }
             let entry = &mut self.slots[slot];
             let Some(socket) = &mut entry.socket else { return Ok(()) };
+            if self.has_begun && entry.hungry_at > clock::now() {
+                if !self.sated.contains(&slot) {
+                    self.sated.push(slot);
+                }
+                return Ok(());
+            }
             let read = match socket.read(&mut self.buffer) {
                 Ok(0) => {
                     return Err(failed("a gateway closed a connection that was in use"));
@@ -363,8 +403,13 @@ impl Client {
                 Stage::Body(left) => {
                     let taken = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
                     bytes = &bytes[taken..];
-                    if matches!(state.group.work, Work::Download { .. }) {
+                    if let Work::Download { bytes_per_second, .. } = state.group.work {
                         state.tally.units += taken as u64;
+                        if let Some(rate) = bytes_per_second {
+                            // What was missed is not made up for.
+                            let since = entry.hungry_at.max(clock::now().saturating_sub(CATCH_UP));
+                            entry.hungry_at = since + taken as u64 * 1_000_000_000 / rate.max(1);
+                        }
                     }
                     entry.stage = Stage::Body(left - taken as u64);
                     if left == taken as u64 {
@@ -498,6 +543,7 @@ impl Slot {
             output: Vec::new(),
             written: 0,
             upload: 0,
+            hungry_at: 0,
             input: Vec::new(),
             stage: Stage::Head,
             since: VecDeque::new(),

@@ -13,7 +13,7 @@ pub(super) fn request(work: &Work, host: &str) -> Vec<u8> {
     let text = match work {
         Work::Get { path } => format!("GET {path} HTTP/1.1\r\n{common}\r\n"),
         Work::Connect { .. } => format!("GET /small HTTP/1.1\r\n{common}\r\n"),
-        Work::Download { bytes } => format!("GET /bytes/{bytes} HTTP/1.1\r\n{common}\r\n"),
+        Work::Download { bytes, .. } => format!("GET /bytes/{bytes} HTTP/1.1\r\n{common}\r\n"),
         Work::Upload { bytes } => {
             format!("POST /sink HTTP/1.1\r\n{common}Content-Length: {bytes}\r\n\r\n")
         }

@@ -42,6 +42,9 @@ pub enum Work {
     Download {
         /// Of each body.
         bytes: u64,
+        /// How many of them each connection takes in a second, at most; a body that fills the processor of the load says
+        /// nothing about the gateway that is beside it.
+        bytes_per_second: Option<u64>,
     },
     /// The same in the other direction.
     Upload {
