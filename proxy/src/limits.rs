@@ -56,6 +56,10 @@ pub const SPLICE_BYTES_MIN: u64 = 64 * 1024;
 /// worker stood still.
 pub const TIMER_TICK: Duration = Duration::from_millis(50);
 
+/// Handshakes that a worker computes before messages get their turn. One takes as long as some dozens of messages, and
+/// connections that arrive together would hold up all others for as long as all their handshakes take.
+pub const HANDSHAKES_AT_ONCE: usize = 1;
+
 /// A worker that has not looked at deadlines for this long was kept from working, and its peers may not have been late.
 pub const STANDSTILL: Duration = Duration::from_secs(1);
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use socket2::SockAddr;
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::accept::{Admission, Ticket};
 use crate::addr::ClientAddr;
@@ -21,7 +21,7 @@ use crate::config;
 use crate::connection::{self, Core, Door};
 use crate::generation::{Generation, Shared};
 use crate::ktls::probe::Support;
-use crate::limits::{ABORT_GRACE, ACCEPT_PAUSE, TIMER_TICK};
+use crate::limits::{ABORT_GRACE, ACCEPT_PAUSE, HANDSHAKES_AT_ONCE, TIMER_TICK};
 use crate::pool::{Network, Target};
 use crate::telemetry::{Meter, WorkerCounters};
 use crate::timers::{Activity, Timers};
@@ -93,6 +93,10 @@ impl Network for RingNetwork {
         };
         let connecting = Socket::connect(&address)?;
         Ok((connecting.socket().clone(), Connecting(connecting)))
+    }
+
+    fn turn(&self) -> impl Future<Output = ()> {
+        uring::no_op()
     }
 }
 
@@ -197,6 +201,8 @@ impl Worker {
             meter,
             counters,
             generation: RefCell::new(generation),
+            handshakes: Semaphore::new(HANDSHAKES_AT_ONCE),
+            network: Rc::clone(&network),
             is_draining: Cell::new(false),
         });
         let orders = RefCell::new(orders);
