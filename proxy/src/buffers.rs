@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use crate::limits;
 use crate::pipes::Pipes;
 use crate::transport::Buffer;
+use crate::turnstile::Turnstile;
 
 /// Size of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,6 +80,7 @@ pub struct Buffers {
     record: RefCell<Vec<Buffer>>,
     bulk: RefCell<Vec<Buffer>>,
     pipes: Pipes,
+    turnstile: Turnstile,
 }
 
 impl Buffers {
@@ -93,6 +95,12 @@ impl Buffers {
     #[must_use]
     pub fn pipes(&self) -> &Pipes {
         &self.pipes
+    }
+
+    /// Who works on a large buffer, or as long as that on something else, passes here.
+    #[must_use]
+    pub fn turnstile(&self) -> &Turnstile {
+        &self.turnstile
     }
 
     /// Takes a buffer back. One of a foreign size, such as the empty default, is freed.

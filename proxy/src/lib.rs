@@ -11,7 +11,7 @@ pub mod ktls;
 /// HTTP/1.1 heads, framing, rewriting, replies. Pure: no I/O, no clock.
 pub mod message;
 
-/// The floor: the only module that knows tokio-uring.
+/// The floor: the only module that knows a ring.
 pub mod uring;
 
 /// Addresses and the questions asked of them.
@@ -37,6 +37,9 @@ pub mod buffers;
 
 /// Pipes of one worker.
 pub mod pipes;
+
+/// Fairness between the connections of one worker.
+pub mod turnstile;
 
 /// One connection from accept to its end; the only place that knows the order of the stages.
 pub mod connection;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use socket2::SockAddr;
 use thiserror::Error;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::accept::{Admission, Ticket};
 use crate::addr::ClientAddr;
@@ -21,7 +21,7 @@ use crate::config;
 use crate::connection::{self, Core, Door};
 use crate::generation::{Generation, Shared};
 use crate::ktls::probe::Support;
-use crate::limits::{ABORT_GRACE, ACCEPT_PAUSE, HANDSHAKES_AT_ONCE, TIMER_TICK};
+use crate::limits::{ABORT_GRACE, ACCEPT_PAUSE, PROBE_AFTER, PROBES_SPREAD, TIMER_TICK};
 use crate::pool::{Network, Target};
 use crate::telemetry::{Meter, WorkerCounters};
 use crate::timers::{Activity, Timers};
@@ -94,10 +94,6 @@ impl Network for RingNetwork {
         let connecting = Socket::connect(&address)?;
         Ok((connecting.socket().clone(), Connecting(connecting)))
     }
-
-    fn turn(&self) -> impl Future<Output = ()> {
-        uring::no_op()
-    }
 }
 
 /// A connection being made on the ring.
@@ -153,7 +149,7 @@ type Listeners = Vec<(Rc<Listener>, SocketAddr)>;
 
 fn bind(addresses: &[SocketAddr]) -> Result<Listeners, WorkerError> {
     let options = ListenOptions {
-        keep_alive: Some((Duration::from_secs(60), Duration::from_secs(10))),
+        keep_alive: Some((PROBE_AFTER, Duration::from_secs(10))),
         unacknowledged: Some(Duration::from_secs(90)),
         ..ListenOptions::default()
     };
@@ -174,6 +170,8 @@ struct Worker {
     orders: RefCell<watch::Receiver<Orders>>,
     admission: Arc<Admission>,
     connections: Cell<usize>,
+    /// By how many seconds the next connection is probed earlier.
+    probes: Cell<u64>,
 }
 
 impl Worker {
@@ -201,13 +199,19 @@ impl Worker {
             meter,
             counters,
             generation: RefCell::new(generation),
-            handshakes: Semaphore::new(HANDSHAKES_AT_ONCE),
-            network: Rc::clone(&network),
             is_draining: Cell::new(false),
         });
         let orders = RefCell::new(orders);
         let former = RefCell::default();
-        Rc::new(Self { core, network, former, orders, admission, connections: Cell::new(0) })
+        Rc::new(Self {
+            core,
+            network,
+            former,
+            orders,
+            admission,
+            connections: Cell::new(0),
+            probes: Cell::new(0),
+        })
     }
 
     /// Keeps the clock and follows orders until there is nothing left to do.
@@ -326,6 +330,10 @@ async fn accept(worker: Rc<Worker>, listener: Rc<Listener>, door: Door) {
 fn spawn(worker: &Rc<Worker>, socket: Socket, client: ClientAddr, door: Door, ticket: Ticket) {
     let presence = Presence::new(worker);
     worker.core.counters.accepted.add(1);
+    let spread = worker.probes.get();
+    worker.probes.set((spread + 1) % PROBES_SPREAD);
+    // Without it the probes are those of the listener.
+    let _ = socket.probe_after(PROBE_AFTER - Duration::from_secs(spread));
     let core = Rc::clone(&worker.core);
     uring::spawn(async move {
         connection::serve(core, socket, client, door).await;

@@ -20,7 +20,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use tokio::sync::Semaphore;
 
 use crate::addr::ClientAddr;
 use crate::buffers::Buffers;
@@ -64,10 +63,6 @@ pub struct Core<N: Network> {
     pub counters: Arc<WorkerCounters>,
     /// The configuration for new requests.
     pub generation: RefCell<Rc<Generation<N>>>,
-    /// Permits to compute a step of a handshake, one for each turn of the thread.
-    pub handshakes: Semaphore,
-    /// Where upstream connections come from; here, who tells that a turn has passed.
-    pub network: Rc<N>,
     /// The gateway is being stopped: each response is the last on its connection.
     pub is_draining: Cell<bool>,
 }

@@ -150,27 +150,19 @@ pub(super) async fn establish<N: Network>(
     let mut input = core.buffers.take(Class::Record);
     let mut output = Vec::new();
     loop {
-        // Never closed, so always granted.
-        let permit = core.handshakes.acquire().await;
-        if let Some(cause) = watch.shut() {
-            return Err(StreamError::from(cause).into());
-        }
-        let progress = handshake.on_bytes(&mut input, &mut output);
-        let flight = async {
+        let step = async {
+            if let Some(cause) = watch.shut() {
+                return Err(StreamError::from(cause));
+            }
+            let progress = handshake.on_bytes(&mut input, &mut output);
             if !output.is_empty() {
                 wire.push_all(&output).await?;
                 wire.flush().await?;
                 output.clear();
             }
-            Ok::<(), StreamError>(())
+            Ok(progress)
         };
-        // Who waits for the client to read keeps nobody else waiting.
-        let turn = async {
-            core.network.turn().await;
-            drop(permit);
-        };
-        let (sent, ()) = tokio::join!(flight, turn);
-        sent?;
+        let progress = core.buffers.turnstile().pass(io.turn(), step).await?;
         match progress {
             Ok(Progress::NeedInput { next_read_max }) => {
                 input.compact();

@@ -31,10 +31,6 @@ impl Network for Memory {
     type Io = Double;
     type Connecting = Ready<io::Result<Double>>;
 
-    async fn turn(&self) {
-        tokio::task::yield_now().await;
-    }
-
     fn connect(&self, _: &Target) -> io::Result<(Double, Self::Connecting)> {
         let (near, far) = double::pair(self.capacity);
         near.set_mood(self.mood.get());
@@ -177,8 +173,6 @@ fn world(capacity: usize, mood: Mood) -> World {
         meter: Meter::disabled("there is no kernel"),
         counters,
         generation: RefCell::new(generation),
-        handshakes: tokio::sync::Semaphore::new(crate::limits::HANDSHAKES_AT_ONCE),
-        network: Rc::clone(&network),
         is_draining: Cell::new(false),
     });
     World { core, network }

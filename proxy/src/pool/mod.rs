@@ -38,9 +38,6 @@ pub trait Network: 'static {
     /// # Errors
     /// What is known at once: no descriptor is left, no route, no such path.
     fn connect(&self, target: &Target) -> io::Result<(Self::Io, Self::Connecting)>;
-
-    /// Lets everybody else on this thread go on with what is ready, once.
-    fn turn(&self) -> impl Future<Output = ()>;
 }
 
 /// No endpoint could be connected to.

@@ -51,10 +51,6 @@ impl Network for Scripted {
     type Io = Double;
     type Connecting = Pin<Box<dyn Future<Output = io::Result<Double>>>>;
 
-    async fn turn(&self) {
-        tokio::task::yield_now().await;
-    }
-
     fn connect(&self, target: &Target) -> io::Result<(Double, Self::Connecting)> {
         self.tried.borrow_mut().push(target.clone());
         let (near, far) = pair(1 << 16);

@@ -11,7 +11,7 @@ use super::{Count, StreamError};
 use crate::buffers::{Buffers, Class};
 use crate::ktls::kernel::{KernelRecordError, KernelSealer};
 use crate::ktls::{Sealer, alert, content};
-use crate::limits::RECORD_PLAINTEXT_MAX;
+use crate::limits::{LONG_STEP_BYTES_MIN, RECORD_PLAINTEXT_MAX};
 use crate::telemetry::Live;
 use crate::timers::Watched;
 use crate::transport::{Buffer, Transport};
@@ -181,6 +181,15 @@ impl<T: Transport> Writer<T> {
         if self.stage.is_empty() {
             return Ok(());
         }
+        if self.stage.len() < LONG_STEP_BYTES_MIN {
+            return self.seal_and_send().await;
+        }
+        let (buffers, io) = (Rc::clone(&self.buffers), self.io.clone());
+        // On the heap, because a tunnel keeps room for what is here as long as it lives.
+        Box::pin(buffers.turnstile().pass(io.turn(), self.seal_and_send())).await
+    }
+
+    async fn seal_and_send(&mut self) -> Result<(), StreamError> {
         self.update_key().await?;
         self.seal()?;
         let wire = std::mem::take(&mut self.stage);

@@ -401,6 +401,10 @@ impl Transport for Double {
         self.ready(Direction::Send)
     }
 
+    fn turn(&self) -> impl Future<Output = ()> {
+        tokio::task::yield_now()
+    }
+
     fn shutdown(&self, how: Shutdown) {
         self.0.shutdown(how);
     }

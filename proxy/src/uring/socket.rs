@@ -112,6 +112,14 @@ impl Socket {
         socket.set_tcp_user_timeout(unacknowledged)
     }
 
+    /// Probes a silent peer after `idle`, in whole seconds, instead of what the listener has it.
+    ///
+    /// # Errors
+    /// The error of `setsockopt(2)`.
+    pub fn probe_after(&self, idle: Duration) -> io::Result<()> {
+        SockRef::from(self).set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(idle))
+    }
+
     /// The number by which the kernel, and programs inside it, know the socket for as long as it lives (`SO_COOKIE`).
     ///
     /// # Errors
@@ -190,6 +198,10 @@ impl Transport for Socket {
 
     fn writable(&self) -> impl Future<Output = io::Result<()>> {
         self.poll(libc::POLLOUT)
+    }
+
+    fn turn(&self) -> impl Future<Output = ()> {
+        super::no_op()
     }
 
     fn shutdown(&self, how: Shutdown) {

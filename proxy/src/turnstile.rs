@@ -1,0 +1,87 @@
+//! What takes long is done one after the other, with a turn of everybody else in between.
+//!
+//! A worker does in one turn all that is ready. A hundred handshakes that arrive together, or as many large buffers that are
+//! to be sealed, would hold a message up for as long as all of them take; each is some dozens of messages.
+
+use std::future::Future;
+
+use tokio::sync::Semaphore;
+
+/// Lets one long step into each turn of a worker, in the order in which they came.
+#[derive(Debug)]
+pub struct Turnstile(Semaphore);
+
+impl Default for Turnstile {
+    fn default() -> Self {
+        Self(Semaphore::new(1))
+    }
+}
+
+impl Turnstile {
+    /// Does `step` when it is its turn. What it computes before it first waits has the turn for itself; the next one
+    /// comes when `turn` is over, however long this one waits after that.
+    pub async fn pass<T>(
+        &self,
+        turn: impl Future<Output = ()>,
+        step: impl Future<Output = T>,
+    ) -> T {
+        // Never closed, hence always granted.
+        let leave = self.0.acquire().await;
+        let turn = async {
+            turn.await;
+            drop(leave);
+        };
+        tokio::join!(step, turn).0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::future::{pending, ready};
+    use std::pin::pin;
+    use std::rc::Rc;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    #[test]
+    fn one_long_step_is_done_in_a_turn_and_nobody_waits_for_what_it_waits_for() {
+        let turnstile = Turnstile::default();
+        let done = RefCell::new(Vec::new());
+        let turns = [Rc::new(Semaphore::new(0)), Rc::new(Semaphore::new(0))];
+        let long = |name: usize| {
+            let (turn, done) = (Rc::clone(&turns[name]), &done);
+            let step = async move {
+                done.borrow_mut().push(name);
+                // A peer that takes nothing.
+                pending::<()>().await;
+            };
+            turnstile.pass(async move { drop(turn.acquire().await) }, step)
+        };
+        let (mut first, mut second) = (pin!(long(0)), pin!(long(1)));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(first.as_mut().poll(&mut cx).is_pending());
+        assert!(second.as_mut().poll(&mut cx).is_pending());
+        assert_eq!(*done.borrow(), [0], "the second waits for a turn");
+        turns[0].add_permits(1);
+        assert!(first.as_mut().poll(&mut cx).is_pending());
+        assert!(second.as_mut().poll(&mut cx).is_pending());
+        assert_eq!(*done.borrow(), [0, 1]);
+        turns[1].add_permits(1);
+        assert!(second.as_mut().poll(&mut cx).is_pending());
+        let third = pin!(turnstile.pass(ready(()), async { "done" }));
+        assert_eq!(third.poll(&mut cx), Poll::Ready("done"));
+    }
+
+    #[test]
+    fn who_is_dropped_leaves_the_turn_to_the_next() {
+        let turnstile = Turnstile::default();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut first = Box::pin(turnstile.pass(pending(), ready(())));
+        assert!(first.as_mut().poll(&mut cx).is_pending());
+        drop(first);
+        let second = pin!(turnstile.pass(ready(()), ready(())));
+        assert!(second.poll(&mut cx).is_ready());
+    }
+}
