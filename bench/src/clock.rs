@@ -3,11 +3,22 @@
 use std::sync::OnceLock;
 use std::time::Instant;
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// Nanoseconds since the first call.
 #[must_use]
 pub fn now() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     u64::try_from(START.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// CPU that this thread has used, nanoseconds.
+#[must_use]
+pub fn of_this_thread() -> u64 {
+    let used = clock_gettime(ClockId::ThreadCPUTime);
+    let parts = (u64::try_from(used.tv_sec), u64::try_from(used.tv_nsec));
+    let (Ok(seconds), Ok(nanoseconds)) = parts else { return 0 };
+    seconds * 1_000_000_000 + nanoseconds
 }
 
 /// Length of a stamped chunk: the size of a small Guacamole instruction batch, bytes.

@@ -60,12 +60,13 @@ pub const TIMER_TICK: Duration = Duration::from_millis(50);
 pub const PROBE_AFTER: Duration = Duration::from_secs(60);
 
 /// Clients are asked up to so many seconds earlier, one after the other. The kernel's timers of a minute are two seconds
-/// wide: thousands of tunnels that were opened together, as after a restart, would all be asked at once, again and again, and
+/// wide and more: thousands of tunnels that were opened together, as after a restart, would all be asked at once, again and again, and
 /// what a queue of packets does not hold is lost. (Loopback and virtual pairs hold 1,000, `net.core.netdev_max_backlog`: of
 /// 5,000 tunnels there, 635 had lost three probes in a row, and were given up.)
 pub const PROBES_SPREAD: u64 = 30;
 
-/// So many bytes to be sealed and sent take as long as some dozens of messages: of these steps one is done in a turn.
+/// So many bytes to be sent, and sealed before by us or by the kernel, take as long as some dozens of messages: of these
+/// steps one is done in a turn.
 pub const LONG_STEP_BYTES_MIN: usize = 64 * 1024;
 
 /// A worker that has not looked at deadlines for this long was kept from working, and its peers may not have been late.

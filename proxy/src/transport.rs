@@ -162,7 +162,7 @@ pub trait Transport: Clone + 'static {
     /// Waits until a send would not block (or the stream failed).
     fn writable(&self) -> impl Future<Output = io::Result<()>>;
 
-    /// Lets everybody else on this thread go on with what is ready, once.
+    /// Lets everybody else on this thread go on with what is ready, once, from when it is first polled.
     fn turn(&self) -> impl Future<Output = ()>;
 
     /// Shuts one or both directions; operations in flight on them then complete. Never waits.

@@ -5,7 +5,7 @@
 
 use std::future::Future;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Lets one long step into each turn of a worker, in the order in which they came.
 #[derive(Debug)]
@@ -17,19 +17,27 @@ impl Default for Turnstile {
     }
 }
 
+/// Leave for one long step.
+#[derive(Debug)]
+#[must_use = "the next one waits for it"]
+pub struct Leave<'a> {
+    _permit: SemaphorePermit<'a>,
+}
+
 impl Turnstile {
-    /// Does `step` when it is its turn. What it computes before it first waits has the turn for itself; the next one
-    /// comes when `turn` is over, however long this one waits after that.
-    pub async fn pass<T>(
-        &self,
-        turn: impl Future<Output = ()>,
-        step: impl Future<Output = T>,
-    ) -> T {
-        // Never closed, hence always granted.
-        let leave = self.0.acquire().await;
+    /// Waits until it is one's turn. Leave that is dropped unused is the next one's.
+    pub async fn enter(&self) -> Leave<'_> {
+        Leave { _permit: self.0.acquire().await.expect("it is never closed") }
+    }
+}
+
+impl Leave<'_> {
+    /// Does `step`. What it computes before it first waits has the turn for itself; the next one comes when `turn` is
+    /// over, however long this one waits after that.
+    pub async fn go<T>(self, turn: impl Future<Output = ()>, step: impl Future<Output = T>) -> T {
         let turn = async {
             turn.await;
-            drop(leave);
+            drop(self);
         };
         tokio::join!(step, turn).0
     }
@@ -57,7 +65,8 @@ mod tests {
                 // A peer that takes nothing.
                 pending::<()>().await;
             };
-            turnstile.pass(async move { drop(turn.acquire().await) }, step)
+            let turn = async move { drop(turn.acquire().await) };
+            async { turnstile.enter().await.go(turn, step).await }
         };
         let (mut first, mut second) = (pin!(long(0)), pin!(long(1)));
         let mut cx = Context::from_waker(Waker::noop());
@@ -70,7 +79,7 @@ mod tests {
         assert_eq!(*done.borrow(), [0, 1]);
         turns[1].add_permits(1);
         assert!(second.as_mut().poll(&mut cx).is_pending());
-        let third = pin!(turnstile.pass(ready(()), async { "done" }));
+        let third = pin!(async { turnstile.enter().await.go(ready(()), async { "done" }).await });
         assert_eq!(third.poll(&mut cx), Poll::Ready("done"));
     }
 
@@ -78,10 +87,10 @@ mod tests {
     fn who_is_dropped_leaves_the_turn_to_the_next() {
         let turnstile = Turnstile::default();
         let mut cx = Context::from_waker(Waker::noop());
-        let mut first = Box::pin(turnstile.pass(pending(), ready(())));
+        let mut first = Box::pin(async { turnstile.enter().await.go(pending(), ready(())).await });
         assert!(first.as_mut().poll(&mut cx).is_pending());
         drop(first);
-        let second = pin!(turnstile.pass(ready(()), ready(())));
+        let second = pin!(turnstile.enter());
         assert!(second.poll(&mut cx).is_ready());
     }
 }

@@ -385,8 +385,8 @@ fn a_worker_that_stands_still_makes_the_watchdog_bark() {
     assert_eq!(manager.news(), "READY=1");
     assert_eq!(manager.next(), "WATCHDOG=1");
     let mut held = Command::new("strace");
-    held.args(["-qq", "-e", "trace=epoll_wait", "-e"]);
-    held.args(["inject=epoll_wait:delay_enter=3600000000:when=1", "-o", "/dev/null", "-p"]);
+    held.args(["-qq", "-e", "trace=io_uring_enter", "-e"]);
+    held.args(["inject=io_uring_enter:delay_enter=3600000000:when=1", "-o", "/dev/null", "-p"]);
     held.arg(gateway.thread("worker-1"));
     let _held = Process::spawn("strace", &mut held).expect("it starts");
     gateway.wait_for_diagnostic("a worker stands still");

@@ -42,7 +42,7 @@ pub struct Client {
     /// all others, which takes minutes when there are a thousand.
     has_begun: bool,
     resumed: u64,
-    /// Time in which the thread ran and had nothing to do, nanoseconds.
+    /// CPU of looking for something to do when there was nothing, nanoseconds.
     looked_in_vain: u64,
 }
 
@@ -219,7 +219,7 @@ impl Client {
         self.resumed
     }
 
-    /// Nanoseconds so far in which the thread looked whether there was something to do, and there was nothing: it could
+    /// Nanoseconds of CPU so far in which the thread looked whether there was something to do, and there was nothing: it could
     /// have done more.
     #[must_use]
     pub fn looked_in_vain(&self) -> u64 {
@@ -269,13 +269,13 @@ impl Client {
         let mut events = Events::with_capacity(1024);
         let is_waiting = self.again.is_empty() && pause.is_zero();
         let pause = if self.again.is_empty() { pause } else { Duration::ZERO };
-        let asked = clock::now();
+        let asked = clock::of_this_thread();
         match self.poll.poll(&mut events, Some(pause)) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
         if is_waiting && events.is_empty() {
-            self.looked_in_vain += clock::now().saturating_sub(asked);
+            self.looked_in_vain += clock::of_this_thread().saturating_sub(asked);
             // The origin may be on this core.
             thread::yield_now();
         }

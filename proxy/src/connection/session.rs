@@ -150,19 +150,24 @@ pub(super) async fn establish<N: Network>(
     let mut input = core.buffers.take(Class::Record);
     let mut output = Vec::new();
     loop {
+        let is_long = handshake.is_long_step(input.filled());
+        let leave = if is_long { Some(core.buffers.turnstile().enter().await) } else { None };
+        if let Some(cause) = watch.shut() {
+            return Err(StreamError::from(cause).into());
+        }
         let step = async {
-            if let Some(cause) = watch.shut() {
-                return Err(StreamError::from(cause));
-            }
             let progress = handshake.on_bytes(&mut input, &mut output);
             if !output.is_empty() {
                 wire.push_all(&output).await?;
                 wire.flush().await?;
                 output.clear();
             }
-            Ok(progress)
+            Ok::<_, StreamError>(progress)
         };
-        let progress = core.buffers.turnstile().pass(io.turn(), step).await?;
+        let progress = match leave {
+            Some(leave) => leave.go(io.turn(), step).await?,
+            None => step.await?,
+        };
         match progress {
             Ok(Progress::NeedInput { next_read_max }) => {
                 input.compact();

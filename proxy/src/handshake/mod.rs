@@ -20,6 +20,9 @@ use crate::limits::{HANDSHAKE_BYTES_MAX, RECORD_HEADER_BYTES, RECORD_WIRE_MAX};
 use crate::message::request::looks_like_http;
 use crate::transport::Buffer;
 
+/// The type of a record of a handshake (RFC 8446 §5.1).
+const HANDSHAKE: u8 = 22;
+
 /// Longest word that may be a method, in bytes.
 const METHOD_BYTES_MAX: usize = 32;
 
@@ -99,6 +102,21 @@ impl Handshake {
     pub fn new(config: Arc<ServerConfig>) -> Result<Self, HandshakeError> {
         let connection = Box::new(UnbufferedServerConnection::new(config)?);
         Ok(Self { connection: Some(connection), given: 0, total: 0 })
+    }
+
+    /// Whether [`Handshake::on_bytes`] may compute for long with this input: a record of a handshake is complete in it.
+    #[must_use]
+    pub fn is_long_step(&self, input: &[u8]) -> bool {
+        let mut rest = input.get(self.given..).unwrap_or_default();
+        while let [content_type, _, _, high, low, body @ ..] = rest
+            && let Some(behind) = body.get(usize::from(u16::from_be_bytes([*high, *low]))..)
+        {
+            if *content_type == HANDSHAKE {
+                return true;
+            }
+            rest = behind;
+        }
+        false
     }
 
     /// Takes what it needs from the front of `input` and appends what is to be sent to `output`, also when it fails.

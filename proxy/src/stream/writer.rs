@@ -186,7 +186,11 @@ impl<T: Transport> Writer<T> {
         }
         let (buffers, io) = (Rc::clone(&self.buffers), self.io.clone());
         // On the heap, because a tunnel keeps room for what is here as long as it lives.
-        Box::pin(buffers.turnstile().pass(io.turn(), self.seal_and_send())).await
+        Box::pin(async {
+            let leave = buffers.turnstile().enter().await;
+            leave.go(io.turn(), self.seal_and_send()).await
+        })
+        .await
     }
 
     async fn seal_and_send(&mut self) -> Result<(), StreamError> {

@@ -29,7 +29,10 @@ pub(super) type InFlight<O> = InFlightOneshot<Held<O>, Complete<O>>;
 ///
 /// # Panics
 /// Outside [`run`].
-pub(super) fn submit<O: Operation>(operation: O, entry: squeue::Entry) -> InFlight<O> {
+///
+/// # Safety
+/// That of [`op::submit`](super::op::submit).
+pub(super) unsafe fn submit<O: Operation>(operation: O, entry: squeue::Entry) -> InFlight<O> {
     UnsubmittedOneshot::new(Held(Some(operation)), Complete(PhantomData), entry).submit()
 }
 

@@ -1,11 +1,12 @@
 //! A ring and the tasks that wait for it: one thread, and one call of the kernel for each turn.
 //!
-//! A turn runs tasks until all of them wait, then enters the kernel once: what they have asked for is submitted, what has
-//! happened meanwhile completes (`DEFER_TASKRUN`: only then), and the thread sleeps there until something has.
+//! A turn runs tasks until all of them wait, then enters the kernel once: what they have asked for is submitted, of what has
+//! happened meanwhile some twenty operations complete (`DEFER_TASKRUN`: only then; all of them before Linux 6.13), and if there
+//! are none the thread sleeps there until one does.
 //!
 //! A task may be woken from another thread, but its own sleeps on: it sees that when something completes.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::mem;
@@ -24,6 +25,9 @@ use slab::Slab;
 /// Entries that may wait for the end of a turn. Beyond, they are submitted at once: a turn in which a thousand messages
 /// are handled would hold the first of them back until the last is done.
 const HELD_BACK_MAX: usize = 16;
+
+/// What a thread says whose ring works no more: it cannot go on.
+const BROKEN: &str = "io_uring_enter";
 
 /// Marks the completion of a cancellation, which nobody waits for.
 const NOBODY: u64 = u64::MAX;
@@ -46,6 +50,8 @@ pub(super) struct Driver {
     slots: RefCell<Slab<Slot>>,
     /// Completions taken out of the ring; empty but while they are handed on.
     batch: RefCell<Vec<(u64, i32)>>,
+    /// Whether the ring ended without telling what became of its operations.
+    is_broken: Cell<bool>,
     spawner: LocalSpawner,
 }
 
@@ -79,9 +85,11 @@ pub(super) fn run<F: Future>(ring: IoUring, main: impl FnOnce() -> F) -> F::Outp
         ring: RefCell::new(ring),
         slots: RefCell::default(),
         batch: RefCell::default(),
+        is_broken: Cell::new(false),
         spawner: tasks.spawner(),
     });
-    DRIVER.set(Some(Rc::clone(&driver)));
+    let former = DRIVER.replace(Some(Rc::clone(&driver)));
+    assert!(former.is_none(), "a thread has one ring at a time");
     // What is declared last is dropped first, also when a panic unwinds: the tasks, then what they have left with the
     // kernel.
     let _end = End(Rc::clone(&driver));
@@ -97,8 +105,10 @@ pub(super) fn run<F: Future>(ring: IoUring, main: impl FnOnce() -> F) -> F::Outp
             return output;
         }
         tasks.run_until_stalled();
-        if !woken.0.load(Ordering::Acquire) {
-            driver.turn();
+        if !woken.0.load(Ordering::Acquire)
+            && let Err(error) = driver.turn()
+        {
+            panic!("{BROKEN}: {error}");
         }
     }
 }
@@ -137,29 +147,34 @@ impl Driver {
     pub(super) unsafe fn push(&self, entry: squeue::Entry) -> usize {
         let key = self.slots.borrow_mut().insert(Slot::Submitted);
         // SAFETY: the caller vouches for the entry.
-        unsafe { self.queue(&entry.user_data(key as u64)) };
+        if let Err(error) = unsafe { self.queue(&entry.user_data(key as u64)) } {
+            let _never_queued = self.slots.borrow_mut().remove(key);
+            panic!("{BROKEN}: {error}");
+        }
         key
     }
 
+    /// # Errors
+    /// That of a ring that works no more, and then the entry is not queued.
+    ///
     /// # Safety
     /// As [`Self::push`].
-    unsafe fn queue(&self, entry: &squeue::Entry) {
+    unsafe fn queue(&self, entry: &squeue::Entry) -> io::Result<()> {
         loop {
             let mut ring = self.ring.borrow_mut();
             let mut queue = ring.submission();
             // SAFETY: the caller vouches for the entry.
-            let queued = unsafe { queue.push(entry) };
-            let is_enough = queue.len() >= HELD_BACK_MAX;
+            let is_queued = unsafe { queue.push(entry) }.is_ok();
+            let is_due = !is_queued || queue.len() >= HELD_BACK_MAX;
             drop(queue);
-            let submitted =
-                if queued.is_err() || is_enough { ring.submit().map(drop) } else { Ok(()) };
+            let submitted = if is_due { ring.submit() } else { Ok(0) };
             drop(ring);
-            if submitted.is_err() {
-                // Completions that must be fetched first. What else there may be is met again at the end of the turn.
-                self.reap();
-            }
-            if queued.is_ok() {
-                return;
+            match submitted {
+                // What else there may be is met again at the end of the turn.
+                _ if is_queued => return Ok(()),
+                Ok(_) => {}
+                Err(error) if is_passing(&error) => self.make_room(),
+                Err(error) => return Err(error),
             }
         }
     }
@@ -177,15 +192,21 @@ impl Driver {
                 waker.clone_from(cx.waker());
                 Poll::Pending
             }
-            slot => {
+            slot @ Slot::Submitted => {
                 *slot = Slot::Awaited(cx.waker().clone());
                 Poll::Pending
             }
+            Slot::Abandoned(_) => unreachable!("who abandons an operation does not poll it"),
         }
     }
 
     /// Keeps what an operation owns, in `finish`, until the kernel is done with it, and calls that with the result.
     pub(super) fn abandon(&self, key: usize, finish: impl FnOnce(io::Result<u32>) + 'static) {
+        if self.is_broken.get() {
+            // The kernel may touch it for ever.
+            mem::forget(finish);
+            return;
+        }
         let mut slots = self.slots.borrow_mut();
         let slot = &mut slots[key];
         if let Slot::Completed(result) = *slot {
@@ -198,15 +219,26 @@ impl Driver {
     }
 
     /// Enters the kernel once, and sleeps there until an operation has completed.
-    fn turn(&self) {
+    ///
+    /// # Errors
+    /// That of a ring that works no more.
+    fn turn(&self) -> io::Result<()> {
         let entered = self.ring.borrow().submit_and_wait(1);
-        if let Err(error) = entered {
-            match error.raw_os_error() {
-                // A signal; completions that must be fetched first; no memory at this moment.
-                Some(libc::EINTR | libc::EBUSY | libc::EAGAIN) => {}
-                _ => panic!("io_uring_enter: {error}"),
-            }
+        match entered {
+            Ok(_) => self.reap(),
+            Err(error) if is_passing(&error) => self.make_room(),
+            Err(error) => return Err(error),
         }
+        Ok(())
+    }
+
+    /// Lets operations complete without submitting any: a kernel that has no memory for a new one does not come to that.
+    fn make_room(&self) {
+        const GETEVENTS: u32 = 1; // IORING_ENTER_GETEVENTS
+        let ring = self.ring.borrow();
+        // SAFETY: nothing is submitted, nothing is waited for, and there is no argument.
+        let _ = unsafe { ring.submitter().enter::<libc::sigset_t>(0, 0, GETEVENTS, None) };
+        drop(ring);
         self.reap();
     }
 
@@ -242,14 +274,26 @@ impl Driver {
 
     /// Ends all operations, so that the kernel touches nothing any more.
     fn cancel_all(&self) {
-        let keys: Vec<usize> = self.in_flight();
-        for key in keys {
-            let cancel = opcode::AsyncCancel::new(key as u64).build().user_data(NOBODY);
-            // SAFETY: it names no memory and no descriptor.
-            unsafe { self.queue(&cancel) };
+        if self.try_cancel_all().is_err() {
+            // Nobody can tell any more when the kernel is done: what it may still touch is never freed.
+            self.is_broken.set(true);
+            mem::forget(self.slots.take());
         }
-        while !self.in_flight().is_empty() {
-            self.turn();
+    }
+
+    fn try_cancel_all(&self) -> io::Result<()> {
+        loop {
+            let in_flight = self.in_flight();
+            if in_flight.is_empty() {
+                return Ok(());
+            }
+            // Again in each turn: one that is just about to be tried again is not found, and may then wait anew.
+            for key in in_flight {
+                let cancel = opcode::AsyncCancel::new(key as u64).build().user_data(NOBODY);
+                // SAFETY: it names no memory and no descriptor.
+                unsafe { self.queue(&cancel) }?;
+            }
+            self.turn()?;
         }
     }
 
@@ -258,6 +302,11 @@ impl Driver {
         let in_flight = slots.iter().filter(|(_, slot)| !matches!(slot, Slot::Completed(_)));
         in_flight.map(|(key, _)| key).collect()
     }
+}
+
+/// Whether the same call may succeed later: a signal came; completions must be fetched first; there is no memory now.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
 }
 
 /// A result as the kernel writes it.

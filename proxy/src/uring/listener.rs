@@ -19,7 +19,7 @@ use super::socket::Socket;
 use crate::limits::ACCEPTS_AT_ONCE_MAX;
 use crate::sys;
 
-/// How a listener is made. Accepted sockets inherit all of it from the kernel, so that none of it costs a call per
+/// How a listener is made. Accepted sockets inherit all of it from the kernel, and none of it costs a call per
 /// connection. `TCP_NODELAY` is always set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenOptions {

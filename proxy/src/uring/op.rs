@@ -3,10 +3,12 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use io_uring::squeue;
 
+use super::driver::Driver;
 use super::{compat, driver};
 
 /// What an operation owns while the kernel works on it, and what becomes of that.
@@ -49,9 +51,10 @@ pub(super) unsafe fn submit<O: Operation>(operation: O, entry: squeue::Entry) ->
             // SAFETY: the caller vouches for the entry, and `Keyed` keeps the operation until the completion, or leaves
             // it to the driver, which does.
             let key = unsafe { driver.push(entry) };
-            Driven::Driver(Keyed { key, operation: Some(operation) })
+            Driven::Driver(Keyed { driver, key, operation: Some(operation) })
         }
-        None => Driven::Compat(compat::submit(operation, entry)),
+        // SAFETY: the caller vouches for the entry.
+        None => Driven::Compat(unsafe { compat::submit(operation, entry) }),
     })
 }
 
@@ -66,8 +69,9 @@ impl<O: Operation> Future for InFlight<O> {
     }
 }
 
-/// An operation that the driver of this thread knows by a key.
+/// An operation that its driver knows by a key.
 struct Keyed<O: Operation> {
+    driver: Rc<Driver>,
     key: usize,
     /// None after completion, when the key may be that of another.
     operation: Option<O>,
@@ -78,8 +82,7 @@ impl<O: Operation> Future for Keyed<O> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<O::Output> {
         assert!(self.operation.is_some(), "polled after completion");
-        let driver = driver::current().expect("an operation is polled while its ring runs");
-        let result = ready!(driver.poll(self.key, cx));
+        let result = ready!(self.driver.poll(self.key, cx));
         let operation = self.operation.take().expect("as asserted");
         Poll::Ready(operation.complete(result))
     }
@@ -87,11 +90,8 @@ impl<O: Operation> Future for Keyed<O> {
 
 impl<O: Operation> Drop for Keyed<O> {
     fn drop(&mut self) {
-        // A driver that has gone has waited for all operations.
-        if let Some(operation) = self.operation.take()
-            && let Some(driver) = driver::current()
-        {
-            driver.abandon(self.key, |result| drop(operation.complete(result)));
+        if let Some(operation) = self.operation.take() {
+            self.driver.abandon(self.key, |result| drop(operation.complete(result)));
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What a ring can be made to do, whoever fills it. A filter of system calls does not see operations on a ring, so the
 //! kernel is given a list of them before it takes the first one.
 //!
-//! The list can only be given to a ring that was made to start disabled, and tokio-uring tells nobody which descriptor
-//! its ring has. It is found by asking: of all rings of this process, only one that has just been made takes a list.
+//! The list can only be given to a ring that was made to start disabled. tokio-uring tells nobody which descriptor its
+//! ring has: it is found by asking: of all rings of this process, only one that has just been made takes a list.
 
 use std::fs;
 use std::io;
@@ -43,8 +43,22 @@ const REGISTER_ENABLE_RINGS: libc::c_uint = 12;
 /// What the kernel shows in the place of a ring's path.
 const RING: &str = "anon_inode:[io_uring]";
 
-/// Makes a disabled ring by `make`, gives it the list, and enables it. Nothing can be registered with it from then on,
-/// and no flag of an operation (links, drains, buffers, fixed files, worker threads) is accepted.
+/// Gives a disabled ring the list, and enables it. Nothing can be registered with it from then on, and no flag of an
+/// operation (links, drains, buffers, fixed files, worker threads) is accepted.
+///
+/// # Errors
+/// Those of `io_uring_register(2)`.
+pub(super) fn restrict(ring: RawFd) -> io::Result<()> {
+    let list = ALLOWED.map(|operation| Restriction {
+        kind: RESTRICTION_SQE_OP,
+        operation,
+        reserved: [0; 13],
+    });
+    register(ring, REGISTER_RESTRICTIONS, &list)?;
+    register(ring, REGISTER_ENABLE_RINGS, &[])
+}
+
+/// Makes a disabled ring by `make`, which does not tell its descriptor, and does as [`restrict`].
 ///
 /// # Errors
 /// Those of `make`, of `/proc`, and of `io_uring_register(2)`.
@@ -52,19 +66,13 @@ pub(super) fn restricted<T>(make: impl FnOnce() -> io::Result<T>) -> io::Result<
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let made = make()?;
-    let list = ALLOWED.map(|operation| Restriction {
-        kind: RESTRICTION_SQE_OP,
-        operation,
-        reserved: [0; 13],
-    });
     for entry in fs::read_dir("/proc/self/fd")? {
         let entry = entry?;
         // What is closed meanwhile has no path.
         if fs::read_link(entry.path()).is_ok_and(|path| path == Path::new(RING))
             && let Some(Ok(ring)) = entry.file_name().to_str().map(str::parse::<RawFd>)
-            && register(ring, REGISTER_RESTRICTIONS, &list).is_ok()
+            && restrict(ring).is_ok()
         {
-            register(ring, REGISTER_ENABLE_RINGS, &[])?;
             return Ok(made);
         }
     }

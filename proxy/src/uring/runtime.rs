@@ -4,12 +4,13 @@ use std::cell::UnsafeCell;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::rc::Rc;
 use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode, types};
 
-use super::restrict::restricted;
+use super::restrict::{restrict, restricted};
 use super::{compat, driver, op};
 
 /// Operations without which there is no gateway, with the kernel that brought the youngest: 5.6.
@@ -190,7 +191,11 @@ pub fn start<F: Future>(
 ) -> Result<F::Output, StartError> {
     let ring = negotiate(setup, try_ring)?;
     if ring.delivery == Delivery::Deferred {
-        let made = patiently(|| restricted(|| disabled(ring).build(ring.submissions)))?;
+        let made = patiently(|| {
+            let made = disabled(ring).build(ring.submissions)?;
+            restrict(made.as_raw_fd())?;
+            Ok(made)
+        })?;
         Ok(driver::run(made, || main(ring)))
     } else {
         let mut builder = tokio_uring::builder();

@@ -32,10 +32,12 @@ fn a_worker_that_panics_ends_the_gateway_and_the_next_one_serves() {
     let Stage { mut gateway, origin, proxy, .. } = stage;
     let mut client = Client::tls(gateway.https);
     assert_eq!(client.get("/").status, 200);
-    // The runtime takes an error of its poll for a defect, and panics.
+    // The driver takes an error of its ring for a defect, and panics.
     let worker = gateway.thread("worker-0");
     let log = Path::new("/dev/null");
-    let Some(failing) = Injection::begin(&worker, "epoll_wait", "EBADF", "1", log) else { return };
+    let Some(failing) = Injection::begin(&worker, "io_uring_enter", "EBADF", "1", log) else {
+        return;
+    };
     let status = gateway.wait();
     drop(failing);
     assert_eq!(status.code(), Some(1), "a supervisor sees that it failed");
