@@ -23,8 +23,9 @@ use io_uring::{IoUring, opcode, squeue};
 use slab::Slab;
 
 /// Entries that may wait for the end of a turn. Beyond, they are submitted at once: a turn in which a thousand messages
-/// are handled would hold the first of them back until the last is done.
-const HELD_BACK_MAX: usize = 16;
+/// are handled would hold the first of them back until the last is done. With 16, messages of 1,000 tunnels cost some 10 %
+/// more than without a bound.
+const HELD_BACK_MAX: usize = 64;
 
 /// What a thread says whose ring works no more: it cannot go on.
 const BROKEN: &str = "io_uring_enter";
