@@ -12,7 +12,7 @@ use tlsplice_fixtures::demo::Demo;
 use tlsplice_fixtures::process::Process;
 use tlsplice_tests::gateway::binary;
 use tlsplice_tests::origin::Origin;
-use tlsplice_tests::{certificate, wait_for};
+use tlsplice_tests::{certificate, need, wait_for};
 
 /// What no examination takes longer than, even on a busy machine: single steps end after 3 s.
 const BOUND: Duration = Duration::from_secs(30);
@@ -334,8 +334,11 @@ fn few_descriptors_and_missing_capabilities_are_warnings() {
 
 #[test]
 fn a_ring_for_which_there_is_no_descriptor_fails() {
-    let output = Command::new("prlimit")
-        .args(["--nofile=4:4"])
+    need(&["strace"]);
+    // A ring needs no descriptor beside its own, and so does the program's loader: no limit is low enough for one only.
+    let output = Command::new("strace")
+        .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=io_uring_setup"])
+        .args(["-e", "inject=io_uring_setup:error=EMFILE"])
         .arg(binary())
         .args(["doctor", "--json"])
         .output()
