@@ -11,7 +11,8 @@ const SECONDS_VARIABLE: &str = "TLSPLICE_TEST_SOAK_SECONDS";
 
 #[test]
 fn mixed_load_under_faults_loses_nothing_and_leaves_nothing_behind() {
-    let seconds = std::env::var(SECONDS_VARIABLE).map_or(180, |text| text.parse().expect("seconds"));
+    let seconds =
+        std::env::var(SECONDS_VARIABLE).map_or(180, |text| text.parse().expect("seconds"));
     let seed = u64::try_from(Random::seeded().up_to(1 << 32)).expect("a small number");
     let length = Duration::from_secs(seconds);
     // How soon is what `cargo xtask soak` asks; here it is whether.
