@@ -62,7 +62,7 @@ pub const PROBE_AFTER: Duration = Duration::from_secs(60);
 /// Clients are asked up to so many seconds earlier, one after the other. The kernel's timers of a minute are two seconds
 /// wide and more: thousands of tunnels that were opened together, as after a restart, would all be asked at once, again and again, and
 /// what a queue of packets does not hold is lost. (Loopback and virtual pairs hold 1,000, `net.core.netdev_max_backlog`: of
-/// 5,000 tunnels there, 635 had lost three probes in a row, and were given up.)
+/// 5,000 tunnels there, 635 were given up in one run, presumably after three lost probes.)
 pub const PROBES_SPREAD: u64 = 30;
 
 /// So many bytes to be sent, and sealed before by us or by the kernel, take as long as some dozens of messages: of these

@@ -269,12 +269,15 @@ impl Client {
         let mut events = Events::with_capacity(1024);
         let is_waiting = self.again.is_empty() && pause.is_zero();
         let pause = if self.again.is_empty() { pause } else { Duration::ZERO };
-        let asked = clock::of_this_thread();
+        // A call of the kernel, so only where it is used.
+        let asked = is_waiting.then(clock::of_this_thread);
         match self.poll.poll(&mut events, Some(pause)) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
-        if is_waiting && events.is_empty() {
+        if let Some(asked) = asked
+            && events.is_empty()
+        {
             self.looked_in_vain += clock::of_this_thread().saturating_sub(asked);
             // The origin may be on this core.
             thread::yield_now();

@@ -64,7 +64,7 @@ fn ring(started: Result<Ring, StartError>) -> Finding {
         Ok(ring) if ring.delivery < Delivery::Deferred => Finding::warn(
             topic,
             ring.to_string(),
-            "no DEFER_TASKRUN: two and more calls of the kernel for a message instead of one",
+            "no DEFER_TASKRUN: more calls of the kernel for each message",
             "Linux 6.1 or newer has it",
         ),
         Ok(ring) => Finding::ok(topic, ring.to_string()),

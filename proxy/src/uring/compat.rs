@@ -14,13 +14,12 @@
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
-use std::io;
 use std::marker::PhantomData;
 
 use io_uring::{cqueue, squeue};
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
-use super::op::Operation;
+use super::op::{Operation, outcome};
 
 /// An operation in the hands of the kernel.
 pub(super) type InFlight<O> = InFlightOneshot<Held<O>, Complete<O>>;
@@ -44,10 +43,8 @@ impl<O: Operation> OneshotOutputTransform for Complete<O> {
     type StoredData = Held<O>;
 
     fn transform_oneshot_output(self, mut held: Held<O>, entry: cqueue::Entry) -> O::Output {
-        let result = u32::try_from(entry.result())
-            .map_err(|_| io::Error::from_raw_os_error(entry.result().saturating_neg()));
         let operation = held.0.take().expect("an operation is taken out only here");
-        operation.complete(result)
+        operation.complete(outcome(entry.result()))
     }
 }
 

@@ -22,6 +22,8 @@ use futures_task::{LocalFutureObj, LocalSpawn as _};
 use io_uring::{IoUring, opcode, squeue};
 use slab::Slab;
 
+use super::op::outcome;
+
 /// Entries that may wait for the end of a turn. Beyond, they are submitted at once: a turn in which a thousand messages
 /// are handled would hold the first of them back until the last is done. With 16, messages of 1,000 tunnels cost some 10 %
 /// more than without a bound.
@@ -81,6 +83,7 @@ impl Wake for Woken {
 /// Runs `main` and all that it spawns on `ring`, until `main` is done. What was spawned and is not done then is dropped
 /// where it is.
 pub(super) fn run<F: Future>(ring: IoUring, main: impl FnOnce() -> F) -> F::Output {
+    assert!(current().is_none(), "a thread has one ring at a time");
     let tasks = LocalPool::new();
     let driver = Rc::new(Driver {
         ring: RefCell::new(ring),
@@ -89,8 +92,7 @@ pub(super) fn run<F: Future>(ring: IoUring, main: impl FnOnce() -> F) -> F::Outp
         is_broken: Cell::new(false),
         spawner: tasks.spawner(),
     });
-    let former = DRIVER.replace(Some(Rc::clone(&driver)));
-    assert!(former.is_none(), "a thread has one ring at a time");
+    DRIVER.set(Some(Rc::clone(&driver)));
     // What is declared last is dropped first, also when a panic unwinds: the tasks, then what they have left with the
     // kernel.
     let _end = End(Rc::clone(&driver));
@@ -308,9 +310,4 @@ impl Driver {
 /// Whether the same call may succeed later: a signal came; completions must be fetched first; there is no memory now.
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
-}
-
-/// A result as the kernel writes it.
-fn outcome(result: i32) -> io::Result<u32> {
-    u32::try_from(result).map_err(|_| io::Error::from_raw_os_error(result.saturating_neg()))
 }

@@ -96,6 +96,11 @@ impl<O: Operation> Drop for Keyed<O> {
     }
 }
 
+/// A result as the kernel writes it: a count, or an error as its negative.
+pub(super) fn outcome(result: i32) -> io::Result<u32> {
+    u32::try_from(result).map_err(|_| io::Error::from_raw_os_error(result.saturating_neg()))
+}
+
 /// Whether there is a ring on which an operation can complete.
 pub(super) fn is_running() -> bool {
     driver::current().is_some() || compat::is_running()

@@ -112,12 +112,13 @@ impl Socket {
         socket.set_tcp_user_timeout(unacknowledged)
     }
 
-    /// Probes a silent peer after `idle`, in whole seconds, instead of what the listener has it.
+    /// Probes a silent peer after `idle`, in whole seconds, instead of after what its listener says.
     ///
     /// # Errors
     /// The error of `setsockopt(2)`.
     pub fn probe_after(&self, idle: Duration) -> io::Result<()> {
-        SockRef::from(self).set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(idle))
+        // Not by `socket2`, which would turn the probes on once more, with a call of its own.
+        Ok(rustix::net::sockopt::set_tcp_keepidle(self, idle)?)
     }
 
     /// The number by which the kernel, and programs inside it, know the socket for as long as it lives (`SO_COOKIE`).

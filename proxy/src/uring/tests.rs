@@ -76,6 +76,46 @@ fn connections_that_wait_are_accepted_in_one_turn() {
     });
 }
 
+#[test]
+fn more_operations_than_the_queue_holds_complete() {
+    ring(|| async {
+        const COUNT: usize = 300;
+        let done = std::rc::Rc::new(std::cell::Cell::new(0));
+        for _ in 0..COUNT {
+            let done = std::rc::Rc::clone(&done);
+            spawn(async move {
+                no_op().await;
+                done.set(done.get() + 1);
+            });
+        }
+        while done.get() < COUNT {
+            no_op().await;
+        }
+    });
+}
+
+#[test]
+fn a_ring_ends_while_operations_wait_for_a_peer() {
+    ring(|| async {
+        let (here, there) = tcp_pair().await;
+        let receive = here.recv(Buffer::with_capacity(16));
+        spawn(async move { drop(receive.await) });
+        no_op().await;
+        // Without its future, and with a handle that keeps the socket from being shut down.
+        drop(there.recv(Buffer::with_capacity(16)));
+        std::mem::forget(there);
+    });
+}
+
+#[test]
+fn a_socket_is_probed_after_its_own_time() {
+    ring(|| async {
+        let (here, _there) = tcp_pair().await;
+        here.probe_after(Duration::from_secs(47)).unwrap();
+        assert_eq!(rustix::net::sockopt::tcp_keepidle(&here).unwrap(), Duration::from_secs(47));
+    });
+}
+
 /// Does nothing with its result.
 struct Raw;
 
