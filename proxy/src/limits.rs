@@ -25,8 +25,11 @@ pub const BUFFER_SMALL_BYTES: usize = 1536;
 pub const BUFFER_RECORD_BYTES: usize = 20 * 1024;
 
 /// Buffer of a bulk transfer, in bytes. Between 16 KiB and this the CPU cost per byte falls by 40 %; beyond, nothing
-/// is gained.
-pub const BUFFER_BULK_BYTES: usize = 256 * 1024;
+/// is gained. It holds sixteen of the largest records that we seal ...
+pub const BUFFER_BULK_BYTES: usize = 16 * RECORD_PLAINTEXT_MAX + BULK_FRAMING_BYTES;
+
+/// ... of which so many bytes are framing: what is read to be sealed must leave as much free, or the last of it goes alone.
+pub const BULK_FRAMING_BYTES: usize = 16 * 32;
 
 /// Free buffers that a worker keeps: 0.5 MiB of tiny ones, ...
 pub const BUFFERS_TINY_KEPT_MAX: usize = 1024;

@@ -104,6 +104,16 @@ impl Buffer {
         self.end = 0;
     }
 
+    /// Drops all bytes, and leaves `count` unused at the front of what comes.
+    ///
+    /// # Panics
+    /// When `count` is more than [`Buffer::capacity`]: a defect of the caller.
+    pub fn clear_indented(&mut self, count: usize) {
+        assert!(count <= self.capacity(), "indented beyond the buffer");
+        self.start = count;
+        self.end = count;
+    }
+
     /// Keeps the first `count` filled bytes.
     pub fn truncate(&mut self, count: usize) {
         self.end = self.end.min(self.start + count);

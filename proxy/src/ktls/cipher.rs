@@ -120,16 +120,46 @@ impl Cipher {
 
     /// Seals a slot in place: `headroom`, plaintext, `tailroom`. None when the slot is too small or the library fails.
     pub(super) fn seal(&self, content_type: u8, slot: &mut [u8], sequence: u64) -> Option<()> {
-        let (start, tail) = (self.headroom(), self.tailroom());
-        let plain_len = slot.len().checked_sub(start + tail)?;
-        let end = slot.len() - TAG_BYTES;
+        let (aad, nonce) = self.frame(content_type, slot, sequence)?;
+        let (start, end) = (self.headroom(), slot.len() - TAG_BYTES);
+        if self.version == Version::Tls13 {
+            slot[end - 1] = content_type;
+        }
+        let tag = self.key.seal_in_place_separate_tag(nonce, aad, &mut slot[start..end]).ok()?;
+        slot[end..].copy_from_slice(tag.as_ref());
+        Some(())
+    }
+
+    /// Seals `plain` into a slot that has room for exactly that.
+    pub(super) fn seal_from(
+        &self,
+        content_type: u8,
+        plain: &[u8],
+        slot: &mut [u8],
+        sequence: u64,
+    ) -> Option<()> {
+        let (aad, nonce) = self.frame(content_type, slot, sequence)?;
+        let (ciphertext, tail) = slot[self.headroom()..].split_at_mut_checked(plain.len())?;
+        let inner_type: &[u8] = match self.version {
+            Version::Tls12 => &[],
+            Version::Tls13 => &[content_type],
+        };
+        self.key.seal_out_of_place_scatter(nonce, aad, plain, ciphertext, inner_type, tail).ok()
+    }
+
+    /// Writes what stands before the ciphertext in a slot, and returns what sealing it takes.
+    fn frame(
+        &self,
+        content_type: u8,
+        slot: &mut [u8],
+        sequence: u64,
+    ) -> Option<(Aad<AadBytes>, Nonce)> {
+        let start = self.headroom();
+        let plain_len = slot.len().checked_sub(start + self.tailroom())?;
         let wire_len = u16::try_from(slot.len() - RECORD_HEADER_BYTES).ok()?;
         let outer_type = match self.version {
             Version::Tls12 => content_type,
-            Version::Tls13 => {
-                slot[start + plain_len] = content_type;
-                super::content::APPLICATION_DATA
-            }
+            Version::Tls13 => super::content::APPLICATION_DATA,
         };
         let [high, low] = wire_len.to_be_bytes();
         let header = [outer_type, 3, 3, high, low];
@@ -139,10 +169,7 @@ impl Cipher {
             slot[RECORD_HEADER_BYTES..start].copy_from_slice(&nonce[4..]);
         }
         let aad = Aad::from(self.aad(header, sequence, plain_len));
-        let nonce = Nonce::assume_unique_for_key(nonce);
-        let tag = self.key.seal_in_place_separate_tag(nonce, aad, &mut slot[start..end]).ok()?;
-        slot[end..].copy_from_slice(tag.as_ref());
-        Some(())
+        Some((aad, Nonce::assume_unique_for_key(nonce)))
     }
 }
 

@@ -161,6 +161,10 @@ impl Schedule {
     }
 
     /// What is to be announced now; `is_worn` says that our own key has sealed enough.
+    fn is_announcement_due(&self) -> bool {
+        self.is_update_asked || self.peer == PeerKey::Worn
+    }
+
     fn take_announcement(&mut self, is_worn: bool) -> Announcement {
         let is_asked = std::mem::take(&mut self.is_update_asked);
         match self.peer {

@@ -44,6 +44,25 @@ impl Sealer {
         self.seal_as(content::APPLICATION_DATA, slot)
     }
 
+    /// Seals `plain`, at most 16 KiB, into a slot of exactly its size: without a copy of it, for which
+    /// [`Sealer::seal_slot`] would have to be preceded by one. Nothing is sealed when it fails.
+    ///
+    /// # Errors
+    /// When the slot has another size: a defect of the caller.
+    pub fn seal_from(&mut self, plain: &[u8], slot: &mut [u8]) -> Result<(), RecordError> {
+        let sealed = self.cipher.seal_from(content::APPLICATION_DATA, plain, slot, self.sequence);
+        sealed.ok_or(RecordError::Malformed)?;
+        self.sequence += 1;
+        Ok(())
+    }
+
+    /// Whether [`Sealer::take_key_update`] would change the key, or refuse: what is sealed now must be sent before it is
+    /// called.
+    #[must_use]
+    pub fn is_key_update_due(&self) -> bool {
+        self.limit.is_reached(self.sequence) || self.schedule.borrow().is_announcement_due()
+    }
+
     /// Appends close_notify to `wire`.
     ///
     /// # Errors

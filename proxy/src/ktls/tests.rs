@@ -389,6 +389,28 @@ fn more_than_a_record_may_hold_is_refused_though_it_fits_the_wire() {
 }
 
 #[test]
+fn a_record_sealed_without_a_copy_is_one_of_the_same_sequence() {
+    for suite in all_suites() {
+        let mut pair = pair(suite);
+        let overhead = pair.sealer.headroom() + pair.sealer.tailroom();
+        for len in [RECORD_PLAINTEXT_MAX, 1, 1000] {
+            let data: Vec<u8> = (0..=250).cycle().take(len).collect();
+            let mut wire = seal(&mut pair.sealer, b"before ");
+            let mut slot = vec![0; len + overhead];
+            for wrong in [len + overhead - 1, len + overhead + 1, overhead - 1] {
+                let outcome = pair.sealer.seal_from(&data, &mut vec![0; wrong]);
+                assert_eq!(outcome, Err(RecordError::Malformed), "{wrong} for {len}");
+            }
+            pair.sealer.seal_from(&data, &mut slot).expect("a slot of its size");
+            wire.extend(slot);
+            wire.extend(seal(&mut pair.sealer, b" behind"));
+            let whole = [b"before ", &data[..], b" behind"].concat();
+            assert_eq!(received_by(&mut pair.client, &wire).unwrap(), whole, "{suite:?} {len}");
+        }
+    }
+}
+
+#[test]
 fn a_slot_too_small_for_a_record_is_not_sealed_and_takes_no_number() {
     for suite in all_suites() {
         let mut pair = pair(suite);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::splice::splice;
-use super::{RelayError, Side};
+use super::{RelayError, Side, pass};
 use crate::limits::{BODY_RATE_GRACE, SPLICE_BYTES_MIN};
 use crate::message::chunked::{self, ChunkError, Decoder};
 use crate::message::framing::Framing;
@@ -184,8 +184,13 @@ pub async fn pump<T: Transport, U: Transport>(
         let step = source.take(from.filled_mut()).map_err(BodyError::from)?;
         moved += step.data_len as u64;
         within(moved, bytes_max)?;
-        outlet.put(to, &from.filled()[..step.data_len]).await?;
-        from.consume(step.consumed);
+        let is_all_data = step.data_len == from.filled().len();
+        if is_all_data && sink == Sink::Raw {
+            pass(from, to).await.map_err(to_error)?;
+        } else {
+            outlet.put(to, &from.filled()[..step.data_len]).await?;
+            from.consume(step.consumed);
+        }
         if step.ended {
             outlet.end(to).await?;
             return Ok(moved);

@@ -9,7 +9,6 @@ use super::*;
 use crate::limits::SPLICE_BYTES_MIN;
 use crate::stream::testing::{Bench, WRITE_TIMEOUT, noise, run, settle};
 use crate::timers::Activity;
-use crate::transport::Transport as _;
 use crate::transport::double::{Direction, Double, Step};
 
 /// What is certainly in bulk.

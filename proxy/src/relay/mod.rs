@@ -14,7 +14,9 @@ pub use gaps::{DEAD_AFTER, Gaps, RiskCounters, UNSTABLE_AFTER, UnstableRisk};
 pub use tunnel::{Ending, tunnel};
 
 use crate::error::Fault;
-use crate::stream::StreamError;
+use crate::limits::RECORD_PLAINTEXT_MAX;
+use crate::stream::{Reader, StreamError, Writer};
+use crate::transport::Transport;
 
 /// Which end of a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,23 @@ impl RelayError {
     }
 }
 
+/// Passes on all that `from` holds, of which the last part may stay staged until the next flush. Much of it goes in the
+/// buffer in which it came.
+async fn pass<T: Transport, U: Transport>(
+    from: &mut Reader<T>,
+    to: &mut Writer<U>,
+) -> Result<(), StreamError> {
+    let len = from.filled().len();
+    if len >= RECORD_PLAINTEXT_MAX && to.takes_whole() {
+        return to.send_whole(from.detach()).await;
+    }
+    to.push_all(from.filled()).await?;
+    from.consume(len);
+    Ok(())
+}
+
+#[cfg(test)]
+mod bulk_tests;
 #[cfg(test)]
 mod ending_tests;
 #[cfg(test)]

@@ -12,8 +12,8 @@ use crate::limits::{PIPES_MAX, SPLICE_BYTES_MIN};
 use crate::message::chunked;
 use crate::message::framing::Framing;
 use crate::stream::testing::{Bench, noise, run};
+use crate::transport::Buffer;
 use crate::transport::double::{Direction, Double, Mood, Step, pair};
-use crate::transport::{Buffer, Transport as _};
 
 pub(super) const IDLE: Duration = Duration::from_secs(60);
 pub(super) const PACE: Pace = Pace::Idle(IDLE);

@@ -13,7 +13,6 @@ use crate::message::framing::Framing;
 use crate::stream::testing::{Bench, WRITE_TIMEOUT, noise, read_all, run, settle, write_all};
 use crate::stream::{Reader, Writer};
 use crate::timers::Tick;
-use crate::transport::Transport as _;
 use crate::transport::double::{Direction, Double, Mood, pair};
 
 const IDLE: Duration = Duration::from_secs(60);

@@ -6,7 +6,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::splice::splice;
-use super::{Gaps, RelayError, Side};
+use super::{Gaps, RelayError, Side, pass};
 use crate::stream::{End, Fill, Reader, StreamError, Writer};
 use crate::transport::Transport;
 
@@ -85,8 +85,7 @@ async fn direction<T: Transport, U: Transport>(
         let mut moved = from.filled().len() as u64;
         if moved > 0 {
             let to_error = |error| RelayError::Stream(Side::To, error);
-            to.push_all(from.filled()).await.map_err(to_error)?;
-            from.consume(from.filled().len());
+            pass(from, to).await.map_err(to_error)?;
             to.flush().await.map_err(to_error)?;
             touch();
         }

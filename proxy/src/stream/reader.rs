@@ -17,6 +17,7 @@ use super::{Count, StreamError};
 use crate::buffers::{Buffers, Class};
 use crate::ktls::kernel::KernelOpener;
 use crate::ktls::{Opener, RecordError};
+use crate::limits::BULK_FRAMING_BYTES;
 use crate::telemetry::{Direction, Gauge, Live};
 use crate::timers::Watched;
 use crate::transport::{Buffer, Transport};
@@ -181,6 +182,28 @@ impl<T: Transport> Reader<T> {
         self.buffer.consume(dropped);
         self.plain -= count;
         self.wire -= dropped;
+        self.on_consumed(count);
+    }
+
+    /// Takes all plaintext out together with its buffer, instead of by [`Reader::consume`]. What was not opened yet is copied
+    /// into another one.
+    pub fn detach(&mut self) -> Buffer {
+        let unopened = &self.buffer.filled()[self.wire..];
+        let class = self.appetite.class.max(Class::holding(unopened.len()));
+        let mut rest = Buffer::default();
+        if !unopened.is_empty() {
+            rest = self.buffers.take(class);
+            rest.append(unopened);
+        }
+        let count = self.plain;
+        let mut whole = std::mem::replace(&mut self.buffer, rest);
+        whole.truncate(count);
+        (self.plain, self.wire) = (0, 0);
+        self.on_consumed(count);
+        whole
+    }
+
+    fn on_consumed(&mut self, count: usize) {
         self.count += count as u64;
         if let Some(live) = &self.live {
             live.on_in(count, false);
@@ -384,7 +407,13 @@ impl<T: Transport> Reader<T> {
                 let buffer = self.buffers.take(class);
                 self.buffers.give(std::mem::replace(&mut self.buffer, buffer));
             }
-            self.buffer.clear();
+            match self.layer {
+                // No more than one buffer takes with the framing of records around it.
+                Layer::None if class == Class::Bulk => {
+                    self.buffer.clear_indented(BULK_FRAMING_BYTES);
+                }
+                _ => self.buffer.clear(),
+            }
         } else {
             let missing = match &self.layer {
                 Layer::User(opener) => opener.missing(&self.buffer.filled()[self.wire..]),

@@ -19,13 +19,16 @@ use crate::transport::{Buffer, Transport};
 /// Sends plaintext to a socket.
 ///
 /// Pushed bytes are staged where they will be sealed: each record's plaintext stands in a slot with room for its header
-/// and tag, so that sealing needs no further copy and the sealed records lie side by side, ready for one send.
+/// and tag, so that sealing needs no further copy and the sealed records lie side by side, ready for one send. What fills a
+/// record is not copied at all: it is sealed into its slot at once.
 pub struct Writer<T: Transport> {
     watch: Rc<Watched<T>>,
     io: T,
     buffers: Rc<Buffers>,
     layer: Layer,
     stage: Buffer,
+    /// Bytes at the front of the stage that are records already.
+    sealed: usize,
     /// Plaintext bytes in the last slot of the stage, when that slot is still open.
     slot: Option<usize>,
     timeout: Duration,
@@ -68,6 +71,7 @@ impl<T: Transport> Writer<T> {
             buffers,
             layer: Layer::None,
             stage: Buffer::default(),
+            sealed: 0,
             slot: None,
             timeout,
             state: State::Open,
@@ -142,10 +146,7 @@ impl<T: Transport> Writer<T> {
             }
             taken += count;
         }
-        self.count += taken as u64;
-        if let Some(live) = &self.live {
-            live.on_out(taken, false);
-        }
+        self.on_staged(taken);
         taken
     }
 
@@ -160,12 +161,47 @@ impl<T: Transport> Writer<T> {
     /// As [`Writer::flush`].
     pub async fn push_all(&mut self, mut bytes: &[u8]) -> Result<(), StreamError> {
         loop {
-            let taken = self.push(bytes);
+            let is_long = bytes.len() >= LONG_STEP_BYTES_MIN;
+            let taken = if is_long && matches!(self.layer, Layer::User(_)) {
+                let (buffers, io) = (Rc::clone(&self.buffers), self.io.clone());
+                // On the heap, because a tunnel keeps room for what is here as long as it lives.
+                Box::pin(async {
+                    let leave = buffers.turnstile().enter().await;
+                    leave.go(io.turn(), async { self.push(bytes) }).await
+                })
+                .await
+            } else {
+                self.push(bytes)
+            };
             bytes = &bytes[taken..];
             if bytes.is_empty() {
                 return Ok(());
             }
             self.flush().await?;
+        }
+    }
+
+    /// Whether [`Writer::send_whole`] can take a buffer: nothing is staged, and nobody here seals.
+    #[must_use]
+    pub fn takes_whole(&self) -> bool {
+        self.stage.is_empty() && !matches!(self.layer, Layer::User(_))
+    }
+
+    /// Sends all of `buffer` without copying it into the stage.
+    ///
+    /// # Errors
+    /// As [`Writer::flush`].
+    pub async fn send_whole(&mut self, buffer: Buffer) -> Result<(), StreamError> {
+        debug_assert!(self.takes_whole(), "it would overtake what is staged, or go unsealed");
+        self.on_staged(buffer.len());
+        self.buffers.give(std::mem::replace(&mut self.stage, buffer));
+        self.flush().await
+    }
+
+    fn on_staged(&mut self, count: usize) {
+        self.count += count as u64;
+        if let Some(live) = &self.live {
+            live.on_out(count, false);
         }
     }
 
@@ -194,8 +230,13 @@ impl<T: Transport> Writer<T> {
     }
 
     async fn seal_and_send(&mut self) -> Result<(), StreamError> {
-        self.update_key().await?;
+        // Records that have this key already must not come behind the announcement of the next one, which then is left to
+        // the next flush: while it is due nothing is sealed before.
+        if self.sealed == 0 {
+            self.update_key().await?;
+        }
         self.seal()?;
+        self.sealed = 0;
         let wire = std::mem::take(&mut self.stage);
         self.send(wire).await
     }
@@ -220,7 +261,8 @@ impl<T: Transport> Writer<T> {
         Ok(())
     }
 
-    /// Tells the peer by a fatal alert why the connection ends; what is staged is dropped. Does nothing without TLS.
+    /// Tells the peer by a fatal alert why the connection ends; what is staged and no record yet is dropped. Does nothing
+    /// without TLS.
     ///
     /// # Errors
     /// As [`Writer::flush`].
@@ -228,8 +270,9 @@ impl<T: Transport> Writer<T> {
         if self.state != State::Open {
             return Err(StreamError::Broken);
         }
-        self.stage.clear();
+        self.stage.truncate(self.sealed);
         self.slot = None;
+        self.flush().await?;
         match &mut self.layer {
             Layer::None => return Ok(()),
             Layer::User(sealer) => {
@@ -445,11 +488,17 @@ impl<T: Transport> Writer<T> {
             }
             None => 0,
         };
-        let margin = tailroom + if self.slot.is_some() { 0 } else { headroom };
-        let wanted = bytes.len().min(RECORD_PLAINTEXT_MAX - used);
         // Reserving for all of the rest spares growing slot by slot; each slot brings its own margins.
         let slots = bytes.len() / RECORD_PLAINTEXT_MAX + 1;
         self.reserve(bytes.len() + slots * (headroom + tailroom) + tailroom);
+        if used == 0
+            && let Some(record) = bytes.first_chunk::<RECORD_PLAINTEXT_MAX>()
+            && self.push_record(record)
+        {
+            return record.len();
+        }
+        let margin = tailroom + if self.slot.is_some() { 0 } else { headroom };
+        let wanted = bytes.len().min(RECORD_PLAINTEXT_MAX - used);
         let room = self.stage.spare().saturating_sub(margin).min(wanted);
         if room == 0 {
             return 0;
@@ -460,6 +509,22 @@ impl<T: Transport> Writer<T> {
         self.stage.append(&bytes[..room]);
         self.slot = Some(used + room);
         room
+    }
+
+    /// Seals a whole record into the stage. False when there is no room, or when the key is to be changed before.
+    fn push_record(&mut self, plain: &[u8; RECORD_PLAINTEXT_MAX]) -> bool {
+        let Layer::User(sealer) = &mut self.layer else { return false };
+        let len = sealer.headroom() + plain.len() + sealer.tailroom();
+        if self.stage.spare() < len || sealer.is_key_update_due() || self.seal().is_err() {
+            return false;
+        }
+        let Layer::User(sealer) = &mut self.layer else { return false };
+        let is_sealed = sealer.seal_from(plain, &mut self.stage.spare_mut()[..len]).is_ok();
+        if is_sealed {
+            self.stage.advance(len);
+            self.sealed = self.stage.len();
+        }
+        is_sealed
     }
 
     /// Makes room for `more` bytes, as far as the largest buffer allows.
@@ -483,13 +548,15 @@ impl<T: Transport> Writer<T> {
         }
     }
 
-    /// Seals every slot in place.
+    /// Seals in place every slot that is no record yet.
     fn seal(&mut self) -> Result<(), StreamError> {
         self.close_slot();
         let (headroom, tailroom) = self.margins();
         let Layer::User(sealer) = &mut self.layer else { return Ok(()) };
-        for slot in self.stage.filled_mut().chunks_mut(headroom + RECORD_PLAINTEXT_MAX + tailroom) {
+        let slots = &mut self.stage.filled_mut()[self.sealed..];
+        for slot in slots.chunks_mut(headroom + RECORD_PLAINTEXT_MAX + tailroom) {
             sealer.seal_slot(slot)?;
+            self.sealed += slot.len();
         }
         Ok(())
     }

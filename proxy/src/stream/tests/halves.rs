@@ -11,6 +11,7 @@ use super::super::{End, Fill, StreamError};
 use crate::buffers::Class;
 use crate::handshake::testing::{received_by, sealed_by, sent_by, suites};
 use crate::ktls::RecordError;
+use crate::limits::RECORD_PLAINTEXT_MAX;
 use crate::transport::Transport;
 use crate::transport::double::{Direction, Mood, pair};
 
@@ -354,5 +355,56 @@ fn bytes_that_a_larger_buffer_takes_count_for_the_key() {
             received += piece;
         };
         assert!(matches!(error, StreamError::Record(RecordError::KeyExhausted)), "{error}");
+    });
+}
+
+/// Whole records are sealed when they are pushed, before it is known that the key is to change.
+#[test]
+fn a_key_that_is_asked_for_changes_behind_what_was_sealed_before() {
+    run(async {
+        let bench = Bench::new();
+        let (near, far) = pair(1 << 20);
+        let suite = rustls::CipherSuite::TLS13_AES_128_GCM_SHA256;
+        let (mut reader, mut writer, mut client) = bench.tls(near.clone(), Some(suite), b"");
+        let data = noise(5 * RECORD_PLAINTEXT_MAX + 1000);
+        let (before, after) = data.split_at(2 * RECORD_PLAINTEXT_MAX + 500);
+        assert_eq!(writer.push(before), before.len());
+        client.refresh_traffic_keys().expect("TLS 1.3");
+        let asks = [sent_by(&mut client), sealed_by(&mut client, b"x")].concat();
+        assert_eq!(far.try_send(&asks).expect("there is room"), asks.len());
+        assert!(matches!(reader.fill().await, Ok(Fill::Data)));
+        // Staged behind it, one record of it whole.
+        assert_eq!(writer.push(&after[..RECORD_PLAINTEXT_MAX]), RECORD_PLAINTEXT_MAX);
+        writer.flush().await.expect("it is sent");
+        assert_eq!(near.calls(Direction::Send), 1, "no announcement between records of one key");
+        write_all(&mut writer, &after[RECORD_PLAINTEXT_MAX..]).await;
+        assert_eq!(near.calls(Direction::Send), 3, "the announcement, and what it announces");
+        write_all(&mut writer, &data).await;
+        assert_eq!(near.calls(Direction::Send), 4);
+        let received = received_by(&mut client, &near.sent()).expect("authentic");
+        assert!(received == [&data[..], &data[..]].concat(), "other bytes");
+    });
+}
+
+#[test]
+fn an_alert_stands_behind_records_that_were_sealed_and_replaces_what_was_not() {
+    run(async {
+        let bench = Bench::new();
+        for suite in suites() {
+            let (near, _far) = pair(1 << 20);
+            let (_reader, mut writer, mut client) =
+                bench.tls(near.clone(), Some(suite.suite()), b"");
+            let data = noise(2 * RECORD_PLAINTEXT_MAX + 500);
+            assert_eq!(writer.push(&data), data.len());
+            writer.fail(20).await.expect("it is sent");
+            let wire = near.sent();
+            let record = usize::from(u16::from_be_bytes([wire[3], wire[4]])) + 5;
+            let (records, alert) = wire.split_at(2 * record);
+            let whole = &data[..2 * RECORD_PLAINTEXT_MAX];
+            assert!(received_by(&mut client, records).expect("authentic") == whole, "other bytes");
+            let alert = received_by(&mut client, alert).expect_err("it is fatal");
+            let told = rustls::Error::AlertReceived(rustls::AlertDescription::BadRecordMac);
+            assert_eq!(alert, told, "{suite:?}");
+        }
     });
 }

@@ -1,0 +1,155 @@
+//! Bulk through records that we open or seal ourselves: where whole buffers are passed on, and whole records sealed without
+//! a copy of what is in them.
+
+use std::cell::Cell;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::handshake::testing::{received_by, sealed_by, suites};
+use crate::stream::testing::{Bench, noise, read_all, run};
+use crate::transport::double::{Double, Mood, pair};
+
+const PACE: Pace = Pace::Idle(std::time::Duration::from_secs(60));
+
+/// How the body is framed on its way in, and out.
+fn framings() -> impl Strategy<Value = (bool, Sink)> {
+    (any::<bool>(), prop_oneof![Just(Sink::Raw), Just(Sink::Chunked)])
+}
+
+async fn put_all(end: &Double, mut wire: &[u8]) {
+    while !wire.is_empty() {
+        match end.try_send(wire) {
+            Ok(count) => wire = &wire[count..],
+            Err(error) if crate::stream::is_retry(&error) => {
+                end.writable().await.expect("it lives")
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// `data` as a source of that framing brings it.
+fn framed(is_chunked: bool, data: &[u8], piece: usize) -> (Source, Vec<u8>) {
+    if !is_chunked {
+        return (Source::Length(data.len() as u64), data.to_vec());
+    }
+    let mut wire = Vec::new();
+    for piece in data.chunks(piece) {
+        wire.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+        wire.extend_from_slice(piece);
+        wire.extend_from_slice(b"\r\n");
+    }
+    wire.extend_from_slice(b"0\r\n\r\n");
+    (Source::new(crate::message::framing::Framing::Chunked), wire)
+}
+
+/// The data behind a sink's framing.
+fn unframed(sink: Sink, mut wire: Vec<u8>) -> Vec<u8> {
+    if sink == Sink::Raw {
+        return wire;
+    }
+    let mut source = Source::new(crate::message::framing::Framing::Chunked);
+    let step = source.take(&mut wire).expect("well-formed chunks");
+    assert!(step.ended && step.consumed == wire.len());
+    wire.truncate(step.data_len);
+    wire
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn bulk_goes_into_records_and_out_of_them_without_a_loss(
+        len in 1_usize..1_500_000,
+        capacity in 20_000_usize..800_000,
+        piece in prop_oneof![100_usize..20_000, 100_000_usize..600_000],
+        seed in any::<u64>(),
+        (is_chunked, sink) in framings(),
+        is_upload in any::<bool>(),
+        suite in 0..suites().len(),
+    ) {
+        let data = noise(len);
+        let received = run(async {
+            let bench = Bench::new();
+            let ((source, near), (far, out)) = (pair(capacity), pair(capacity));
+            near.set_mood(Mood::Rough(seed));
+            far.set_mood(Mood::Rough(!seed));
+            let (body, wire) = framed(is_chunked, &data, piece);
+            let suite = Some(suites()[suite].suite());
+            let wire_out = Cell::new(Vec::new());
+            let mut client = None;
+            let (mut from, _w, mut to, _r, wire) = if is_upload {
+                let (from, w, mut client) = bench.tls(near, suite, b"");
+                let (r, to) = bench.plain(far);
+                let sealed = sealed_by(&mut client, &wire);
+                (from, w, to, r, sealed)
+            } else {
+                let (from, w) = bench.plain(near);
+                let (r, to, peer) = bench.tls(far, suite, b"");
+                client = Some(peer);
+                (from, w, to, r, wire)
+            };
+            let relay = async {
+                let moved = pump(&mut from, &mut to, body, sink, PACE, None).await;
+                to.finish().await.expect("the end is sent");
+                moved.expect("it ends well")
+            };
+            let take = async {
+                let (mut taken, _writer) = bench.plain(out.clone());
+                wire_out.set(read_all(&mut taken).await);
+            };
+            let (moved, (), ()) = tokio::join!(relay, put_all(&source, &wire), take);
+            assert_eq!(moved, len as u64);
+            assert_eq!(from.count(), to_count(is_chunked, &data, piece));
+            let wire = wire_out.take();
+            match &mut client {
+                Some(client) => received_by(client, &wire).expect("authentic"),
+                None => wire,
+            }
+        });
+        prop_assert!(unframed(sink, received) == data, "other bytes");
+    }
+}
+
+/// Bytes of input that a body takes.
+fn to_count(is_chunked: bool, data: &[u8], piece: usize) -> u64 {
+    framed(is_chunked, data, piece).1.len() as u64
+}
+
+#[test]
+fn a_tunnel_passes_bulk_on_in_both_directions() {
+    run(async {
+        let bench = Bench::new();
+        let ((client_end, down), (up, upstream)) = (pair(300_000), pair(300_000));
+        let (mut down_reader, mut down_writer, mut client) = bench.tls(down, None, b"");
+        let (mut up_reader, mut up_writer) = bench.plain(up);
+        let (there, back) = (noise(1_000_000), noise(1_100_000));
+        let sealed = sealed_by(&mut client, &there);
+        let relay = tokio::task::spawn_local({
+            let bench = bench.clone();
+            async move {
+                let gaps = Gaps::new(bench.timers.now());
+                let idle = std::time::Duration::from_secs(60);
+                let down = (&mut down_reader, &mut down_writer);
+                tunnel(down, (&mut up_reader, &mut up_writer), idle, &gaps).await
+            }
+        });
+        let (mut at_client, _w) = bench.plain(client_end.clone());
+        let (mut at_upstream, _x) = bench.plain(upstream.clone());
+        let send = async {
+            put_all(&client_end, &sealed).await;
+            client.send_close_notify();
+            put_all(&client_end, &crate::handshake::testing::sent_by(&mut client)).await;
+        };
+        let answer = async {
+            put_all(&upstream, &back).await;
+            upstream.shutdown(std::net::Shutdown::Write);
+        };
+        let (wire, got, (), ()) =
+            tokio::join!(read_all(&mut at_client), read_all(&mut at_upstream), send, answer);
+        assert!(got == there, "other bytes upstream");
+        assert!(received_by(&mut client, &wire).expect("authentic") == back, "other bytes down");
+        assert_eq!(relay.await.expect("no panic").expect("it ends well"), Ending::Closed);
+    });
+}
