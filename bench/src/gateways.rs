@@ -246,11 +246,7 @@ impl Gateway {
         while TcpStream::connect(fronts.plain).is_err() || TcpStream::connect(fronts.tls).is_err() {
             let is_over = process.try_wait()?.is_some() || Instant::now() > deadline;
             if is_over {
-                return Err(Error::failed(format!(
-                    "{} did not start; what it said is in {}",
-                    kind.name(),
-                    log.display()
-                )));
+                return Err(told(format!("{} did not start", kind.name()), &log));
             }
             thread::sleep(Duration::from_millis(20));
         }
@@ -268,6 +264,12 @@ impl Gateway {
         measure::tree(self.process.id())
     }
 
+    /// An error that met its clients, and where to find its own account of it.
+    #[must_use]
+    pub fn failed(&self, error: &std::io::Error) -> Error {
+        told(error.to_string(), &self.log)
+    }
+
     /// Ends it in good order; returns what it has said.
     ///
     /// # Errors
@@ -282,6 +284,10 @@ impl Gateway {
     pub fn is_over(&mut self) -> bool {
         !matches!(self.process.try_wait(), Ok(None))
     }
+}
+
+fn told(what: String, log: &Path) -> Error {
+    Error::failed(format!("{what}; what the gateway said is in {}", log.display()))
 }
 
 fn fill(

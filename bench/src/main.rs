@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode};
 
 use clap::Parser as _;
 use tlsplice_bench::gateways::Kind;
+use tlsplice_bench::micro::Cost;
 use tlsplice_bench::options::Options;
 use tlsplice_bench::report::{self, Report};
 use tlsplice_bench::run::{self, Plan};
@@ -91,13 +92,16 @@ fn bench(options: &Options) -> Result<()> {
 
 fn count(options: &Options) -> Result<()> {
     install::valgrind()?;
-    let program = options.tlsplice.with_file_name("tlsplice-micro");
+    let program = |name| options.tlsplice.with_file_name(name);
+    let print = |costs: Vec<Cost>| {
+        for cost in costs {
+            println!("{:<66} {:>12.0} {:>12.2}", cost.step, cost.instructions, cost.allocations);
+        }
+    };
     println!("{:<66} {:>12} {:>12}", "step", "instructions", "allocations");
-    let steps = micro::count(&program)?;
-    let requests = micro::count_requests(&options.tlsplice, &options.scratch().join("micro"))?;
-    for cost in steps.iter().chain(&requests) {
-        println!("{:<66} {:>12.0} {:>12.2}", cost.step, cost.instructions, cost.allocations);
-    }
+    print(micro::count(&program("tlsplice-micro"))?);
+    let gateway = program("tlsplice-unconfined");
+    print(micro::count_requests(&gateway, &options.scratch().join("micro"))?);
     Ok(())
 }
 

@@ -1,6 +1,8 @@
 //! Instructions and allocations of steps of the hot path, and of the whole gateway, counted by valgrind: the same on a
 //! busy machine.
 //!
+//! The gateway is the program `tlsplice-unconfined`: under valgrind, `tlsplice` itself cannot give up what it has to.
+//!
 //! Each is run N times and 2N times; the difference is free of start and end, and of what only the first call does.
 
 use std::path::Path;
@@ -97,10 +99,14 @@ pub fn count_requests(program: &Path, directory: &Path) -> Result<Vec<Cost>> {
     };
     let count = |(name, work, front): (&str, Work, Front)| {
         let group = Group { work, connections: 1, front };
+        let behind = |options: &[&str], label: &str| {
+            per_request(&base, options, label, &group)
+                .map_err(|error| Error::failed(format!("{name}, valgrind {}: {error}", options[0])))
+        };
         Ok(Cost {
             step: name.to_owned(),
-            instructions: per_request(&base, &CALLGRIND, "Collected :", &group)?,
-            allocations: per_request(&base, &MEMCHECK, "total heap usage:", &group)?,
+            instructions: behind(&CALLGRIND, "Collected :")?,
+            allocations: behind(&MEMCHECK, "total heap usage:")?,
         })
     };
     requests().into_iter().map(count).collect()
@@ -111,12 +117,10 @@ fn per_request(base: &Setting, options: &[&str], label: &str, group: &Group) -> 
     let wrapper = std::iter::once("valgrind").chain(options.iter().copied());
     let setting = Setting { wrapper: wrapper.map(ToOwned::to_owned).collect(), ..base.clone() };
     let count = |window: Duration| -> Result<(u64, u64)> {
-        let failed = |error: std::io::Error| Error::failed(error.to_string());
         let gateway = Gateway::start(&Kind::Tlsplice(Route::Auto), &setting)?;
-        let mut client =
-            Client::open(std::slice::from_ref(group), gateway.fronts).map_err(failed)?;
-        let tally = client.run(window).map_err(failed)?;
-        drop(client);
+        let tally = Client::open(std::slice::from_ref(group), gateway.fronts)
+            .and_then(|mut client| client.run(window))
+            .map_err(|error| gateway.failed(&error))?;
         let said = gateway.end()?;
         let counted = number_behind(&said, label).ok_or_else(|| unexpected(&said))?;
         Ok((counted, tally.iter().map(|tally| tally.units).sum()))
