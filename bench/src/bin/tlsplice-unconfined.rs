@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use signal_hook::consts::SIGTERM;
@@ -59,15 +60,19 @@ fn serve(file: &Path) -> Result<()> {
     let addresses: Vec<SocketAddr> =
         config.listeners.iter().map(|listener| listener.address).collect();
     let shared = Shared::new(config).map_err(Error::io("cannot serve"))?;
-    let orders = watch::Sender::new(Orders { shared, phase: Phase::Serving });
+    // Kept until the worker has ended: of an order whose sender has gone it takes no notice.
+    let orders = Arc::new(watch::Sender::new(Orders { shared, phase: Phase::Serving }));
+    let sender = Arc::clone(&orders);
     // On the thread of the worker: valgrind lets one thread run at a time, and none beside one that waits in its ring.
     let started = |_| {
         let taken = orders.subscribe();
         uring::spawn(async move {
             while !is_ended.load(Ordering::Relaxed) {
                 uring::sleep(TICK).await;
+                // To valgrind, waiting in a ring is no call that may wait, and signals come in one that may.
+                thread::sleep(Duration::from_nanos(1));
             }
-            orders.send_modify(|orders| orders.phase = Phase::Draining);
+            sender.send_modify(|orders| orders.phase = Phase::Draining);
         });
         Some(taken)
     };
