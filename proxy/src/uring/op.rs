@@ -18,6 +18,9 @@ pub(super) trait Operation: Unpin + 'static {
     /// What the caller gets.
     type Output;
 
+    /// Whether somebody outside waits for it: it is not to wait for others where little goes on.
+    const IS_URGENT: bool = false;
+
     /// Called once, with the result of the completion. It must not touch the ring either.
     fn complete(self, result: io::Result<u32>) -> Self::Output;
 }
@@ -50,7 +53,7 @@ pub(super) unsafe fn submit<O: Operation>(operation: O, entry: squeue::Entry) ->
         Some(driver) => {
             // SAFETY: the caller vouches for the entry, and `Keyed` keeps the operation until the completion, or leaves
             // it to the driver, which does.
-            let key = unsafe { driver.push(entry) };
+            let key = unsafe { driver.push(entry, O::IS_URGENT) };
             Driven::Driver(Keyed { driver, key, operation: Some(operation) })
         }
         // SAFETY: the caller vouches for the entry.

@@ -386,6 +386,8 @@ struct Transmit {
 impl Operation for Transmit {
     type Output = Owned;
 
+    const IS_URGENT: bool = true;
+
     fn complete(mut self, result: io::Result<u32>) -> Owned {
         let result = result.and_then(count);
         if let Ok(count) = result {

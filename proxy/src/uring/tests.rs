@@ -95,6 +95,45 @@ fn more_operations_than_the_queue_holds_complete() {
 }
 
 #[test]
+fn where_little_goes_on_a_send_does_not_wait_for_the_end_of_the_turn() {
+    let test = |_| async {
+        let (here, there) = tcp_pair().await;
+        for _ in 0..3 {
+            let send = here.send(filled(b"now"));
+            let mut buffer = Buffer::with_capacity(16);
+            // No turn in between.
+            assert_eq!(there.try_recv(&mut buffer, 16).unwrap(), 3);
+            assert_eq!(send.await.0.unwrap(), 3);
+        }
+    };
+    let delivery = Delivery::Deferred;
+    start(Setup { submissions: 64, completions: 256, delivery }, test).unwrap();
+}
+
+/// What completes at once, again and again, must not keep the thread from looking at the others.
+#[test]
+fn a_task_that_never_waits_long_leaves_others_their_turn() {
+    ring(|| async {
+        let ((here, there), (busy, _idle)) = (tcp_pair().await, tcp_pair().await);
+        let done = std::rc::Rc::new(std::cell::Cell::new(false));
+        let receive = there.recv(Buffer::with_capacity(16));
+        spawn({
+            let done = std::rc::Rc::clone(&done);
+            async move {
+                assert_eq!(receive.await.0.unwrap(), 3);
+                done.set(true);
+            }
+        });
+        no_op().await;
+        assert_eq!(here.try_send(b"now").unwrap(), 3);
+        for _ in 0..1000 {
+            assert_eq!(busy.send(filled(b"x")).await.0.unwrap(), 1);
+        }
+        assert!(done.get(), "a thousand sends, and nobody has looked");
+    });
+}
+
+#[test]
 fn a_ring_ends_while_operations_wait_for_a_peer() {
     ring(|| async {
         let (here, there) = tcp_pair().await;
