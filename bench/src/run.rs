@@ -215,8 +215,7 @@ impl Bench<'_> {
         let failed = |error: io::Error| Error::failed(error.to_string());
         let address = self.setting.tomcat;
         let fronts = Fronts { tls: address, rsa: address, plain: address };
-        let plain = |group: &Group| Group { front: Front::Plain, ..group.clone() };
-        let plain: Vec<Group> = groups.iter().map(plain).collect();
+        let plain = without_tls(groups);
         let begun = Instant::now();
         while let Some(left) = TOMCAT_WARM_UP.checked_sub(begun.elapsed()) {
             // Tomcat ends a connection with its hundredth response, which is an error of the run and none here.
@@ -283,8 +282,11 @@ impl Bench<'_> {
         }
         let (fronts, processes, groups) = match subject {
             Subject::Gateway(index) => {
+                let knows_tls = self.gateways[index].0 != Kind::Floor;
                 let gateway = self.gateway(index)?;
-                (gateway.fronts, gateway.processes(), point.groups.clone())
+                let groups =
+                    if knows_tls { point.groups.clone() } else { without_tls(&point.groups) };
+                (gateway.fronts, gateway.processes(), groups)
             }
             Subject::Direct => self.direct(&point.groups),
         };
@@ -315,8 +317,8 @@ impl Bench<'_> {
 
     fn direct(&self, groups: &[Group]) -> (Fronts, Vec<u32>, Vec<Group>) {
         let address = self.origin.address;
-        let groups = groups.iter().map(|group| Group { front: Front::Plain, ..group.clone() });
-        (Fronts { tls: address, rsa: address, plain: address }, Vec::new(), groups.collect())
+        let fronts = Fronts { tls: address, rsa: address, plain: address };
+        (fronts, Vec::new(), without_tls(groups))
     }
 
     fn window(
@@ -491,4 +493,9 @@ fn syscalls(client: &mut Client, processes: &[u32]) -> Option<f64> {
     let text = String::from_utf8_lossy(&output.stderr);
     let count: f64 = text.lines().find_map(|line| line.split(',').next()?.parse().ok())?;
     (rate > 0.0 && count > 0.0).then(|| count / SYSCALL_WINDOW.as_secs_f64() / rate)
+}
+
+/// The same load for who knows no TLS.
+fn without_tls(groups: &[Group]) -> Vec<Group> {
+    groups.iter().map(|group| Group { front: Front::Plain, ..group.clone() }).collect()
 }
