@@ -118,71 +118,79 @@ pub enum Role {
 /// The role of the field `name` in a request.
 #[must_use]
 pub fn role(name: &str) -> Role {
-    // `Proxy` is no field of HTTP, but CGI programs take it for the variable HTTP_PROXY (CVE-2016-5385).
-    const HOP_BY_HOP: [&str; 13] = [
-        "connection",
-        "content-length",
-        "expect",
-        "host",
-        "http2-settings",
-        "keep-alive",
-        "proxy",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "upgrade",
-    ];
-    // Where the client is, who it is, and what it asks for, as other gateways and their applications spell it.
-    const IDENTITY: [&str; 15] = [
-        "cf-connecting-ip",
-        "client-ip",
-        "forwarded",
-        "remote-user",
-        "true-client-ip",
-        "x-client-certificate",
-        "x-client-ip",
-        "x-client-verified",
-        "x-cluster-client-ip",
-        "x-http-method-override",
-        "x-original-url",
-        "x-real-ip",
-        "x-remote-user",
-        "x-rewrite-url",
-        "x-ssl-client-cert",
-    ];
-    const PROTECTED: [&str; 12] = [
-        "authorization",
-        "cache-control",
-        "content-encoding",
-        "content-type",
-        "cookie",
-        "guacamole-token",
-        "guacamole-tunnel-token",
-        "location",
-        "origin",
-        "range",
-        "set-cookie",
-        "www-authenticate",
-    ];
-    let is = |list: &[&str]| list.iter().any(|entry| name.eq_ignore_ascii_case(entry));
-    if name.eq_ignore_ascii_case("transfer-encoding") || is(&HOP_BY_HOP) {
-        Role::HopByHop
-    } else if starts_with_ignore_case(name, "x-forwarded-") || is(&IDENTITY) || name.contains('_') {
+    let mut named = named(name.len()).iter();
+    if let Some((_, role)) = named.find(|(own, _)| is(name.as_bytes(), own)) {
+        *role
+    } else if starts_with_ignore_case(name, "x-forwarded-") || name.bytes().any(|byte| byte == b'_')
+    {
         // CGI and servlet containers map `-` and `_` to the same variable: `X_Forwarded_For` would pass as ours.
         Role::Identity
-    } else if is(&PROTECTED) || starts_with_ignore_case(name, "sec-websocket-") {
+    } else if starts_with_ignore_case(name, "sec-websocket-") {
         Role::Protected
     } else {
         Role::EndToEnd
     }
 }
 
+/// The names of `len` bytes that have a role of their own: by length, so that few are compared with each field.
+fn named(len: usize) -> &'static [(&'static str, Role)] {
+    use Role::{HopByHop, Identity, Protected};
+    // Identity is where the client is, who it is, and what it asks for, as other gateways and their applications spell it.
+    // `Proxy` is no field of HTTP, but CGI programs take it for the variable HTTP_PROXY (CVE-2016-5385).
+    match len {
+        2 => &[("te", HopByHop)],
+        4 => &[("host", HopByHop)],
+        5 => &[("proxy", HopByHop), ("range", Protected)],
+        6 => &[("cookie", Protected), ("expect", HopByHop), ("origin", Protected)],
+        7 => &[("trailer", HopByHop), ("upgrade", HopByHop)],
+        8 => &[("location", Protected)],
+        9 => &[("client-ip", Identity), ("forwarded", Identity), ("x-real-ip", Identity)],
+        10 => &[("connection", HopByHop), ("keep-alive", HopByHop), ("set-cookie", Protected)],
+        11 => &[("remote-user", Identity), ("x-client-ip", Identity)],
+        12 => &[("content-type", Protected)],
+        13 => &[
+            ("authorization", Protected),
+            ("cache-control", Protected),
+            ("x-remote-user", Identity),
+            ("x-rewrite-url", Identity),
+        ],
+        14 => &[
+            ("content-length", HopByHop),
+            ("http2-settings", HopByHop),
+            ("true-client-ip", Identity),
+            ("x-original-url", Identity),
+        ],
+        15 => &[("guacamole-token", Protected)],
+        16 => &[
+            ("cf-connecting-ip", Identity),
+            ("content-encoding", Protected),
+            ("proxy-connection", HopByHop),
+            ("www-authenticate", Protected),
+        ],
+        17 => &[
+            ("transfer-encoding", HopByHop),
+            ("x-client-verified", Identity),
+            ("x-ssl-client-cert", Identity),
+        ],
+        18 => &[("proxy-authenticate", HopByHop)],
+        19 => &[("proxy-authorization", HopByHop), ("x-cluster-client-ip", Identity)],
+        20 => &[("x-client-certificate", Identity)],
+        22 => &[("guacamole-tunnel-token", Protected), ("x-http-method-override", Identity)],
+        _ => &[],
+    }
+}
+
+/// Whether `name` is `lower`, which is in lower case, but for its case: half of the work of comparing any two.
+pub(super) fn is(name: &[u8], lower: &str) -> bool {
+    let mut pairs = name.iter().zip(lower.bytes());
+    name.len() == lower.len() && pairs.all(|(byte, lower)| byte.to_ascii_lowercase() == lower)
+}
+
 /// Whether `text` begins with `prefix`, ignoring ASCII case.
 #[must_use]
 pub fn starts_with_ignore_case(text: &str, prefix: &str) -> bool {
-    text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+    let start = text.as_bytes().get(..prefix.len());
+    start.is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
 }
 
 #[cfg(test)]
@@ -232,5 +240,19 @@ mod tests {
         assert_eq!(role("X-Original-URL"), Role::Identity);
         assert_eq!(role("Cookie"), Role::Protected);
         assert_eq!(role("Accept"), Role::EndToEnd);
+        assert_eq!(role("Sec-WebSocket-Key"), Role::Protected);
+    }
+
+    #[test]
+    fn each_name_with_a_role_stands_at_its_length() {
+        let mut count = 0;
+        for len in 0..64 {
+            for (name, expected) in named(len) {
+                assert_eq!((name.len(), role(name)), (len, *expected), "{name}");
+                assert_eq!(name.to_ascii_lowercase(), *name);
+                count += 1;
+            }
+        }
+        assert_eq!(count, 41);
     }
 }

@@ -3,7 +3,7 @@
 use httparse::Header;
 use thiserror::Error;
 
-use super::fields::{self, HeadError, Slots, is_token_byte, list};
+use super::fields::{self, HeadError, Slots, is, is_token_byte, list};
 use super::framing::{self, Framing, FramingError};
 use super::target::{Target, TargetError};
 use super::{HeadLimits, Parsed, Version};
@@ -73,6 +73,8 @@ pub struct RequestHead<'s, 'b> {
     pub framing: Framing,
     /// The client wants to go on with this connection.
     pub keep_alive: bool,
+    /// A Connection field may name other fields.
+    pub lists_fields: bool,
     /// The client waits for 100 before it sends the body.
     pub expects_continue: bool,
     /// The key of a valid WebSocket handshake.
@@ -145,6 +147,7 @@ impl<'s, 'b> RequestHead<'s, 'b> {
             authority,
             framing,
             keep_alive: connection.keep_alive,
+            lists_fields: connection.lists_fields,
             expects_continue,
             websocket_key,
             fields,
@@ -185,23 +188,31 @@ impl<'s, 'b> RequestHead<'s, 'b> {
 pub(super) struct Connection {
     pub keep_alive: bool,
     pub upgrade: bool,
+    /// An option may be the name of a field.
+    pub lists_fields: bool,
 }
 
 impl Connection {
     pub(super) fn of(version: Version, fields: &[Header<'_>]) -> Self {
-        let (mut close, mut keep_alive, mut upgrade) = (false, false, false);
-        for field in fields.iter().filter(|field| field.name.eq_ignore_ascii_case("connection")) {
+        let (mut close, mut keep_alive, mut upgrade, mut lists_fields) =
+            (false, false, false, false);
+        for field in fields.iter().filter(|field| is(field.name.as_bytes(), "connection")) {
             for option in list(field.value) {
-                close |= option.eq_ignore_ascii_case(b"close");
-                keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
-                upgrade |= option.eq_ignore_ascii_case(b"upgrade");
+                if is(option, "keep-alive") {
+                    keep_alive = true;
+                } else if is(option, "upgrade") {
+                    upgrade = true;
+                } else {
+                    close |= is(option, "close");
+                    lists_fields = true;
+                }
             }
         }
         let keep_alive = match version {
             Version::Http11 => !close,
             Version::Http10 => keep_alive && !close,
         };
-        Self { keep_alive, upgrade }
+        Self { keep_alive, upgrade, lists_fields }
     }
 }
 
@@ -210,7 +221,7 @@ fn blanks_in_start_line(head: &[u8]) -> usize {
 }
 
 fn host<'b>(version: Version, fields: &[Header<'b>]) -> Result<Option<&'b str>, RequestError> {
-    let mut hosts = fields.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
+    let mut hosts = fields.iter().filter(|field| is(field.name.as_bytes(), "host"));
     let first = hosts.next();
     let count = usize::from(first.is_some()) + hosts.count();
     match first {

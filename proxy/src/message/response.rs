@@ -38,6 +38,8 @@ pub struct ResponseHead<'s, 'b> {
     pub described_length: Option<u64>,
     /// The upstream will go on with this connection.
     pub keep_alive: bool,
+    /// A Connection field may name other fields.
+    pub lists_fields: bool,
     /// All fields, as they came.
     pub fields: &'s [Header<'b>],
 }
@@ -92,6 +94,7 @@ impl<'s, 'b> ResponseHead<'s, 'b> {
             described_length: described
                 .filter(|_| framing == Framing::None && status >= 200 && status != 204),
             keep_alive: connection.keep_alive && framing != Framing::UntilClose,
+            lists_fields: connection.lists_fields,
             fields,
         };
         Ok(Parsed::Complete(head, len))

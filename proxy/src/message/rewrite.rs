@@ -60,23 +60,23 @@ pub fn write_request(
     out.extend_from_slice(request.target.query.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
     write_field(out, "Host", request.authority.as_bytes());
-    let listed = |name: &str| is_listed(request.fields, name);
     for field in request.fields {
         let forwards = match fields::role(field.name) {
             Role::HopByHop | Role::Identity => false,
-            Role::Protected => true,
-            Role::EndToEnd => !listed(field.name),
+            // Handshake fields without a valid handshake would let the application see an upgrade that we do not.
+            Role::Protected => {
+                request.websocket_key.is_some()
+                    || !starts_with_ignore_case(field.name, "sec-websocket-")
+            }
+            Role::EndToEnd => !(request.lists_fields && is_listed(request.fields, field.name)),
         };
-        // Handshake fields without a valid handshake would let the application see an upgrade that we do not.
-        let is_stray = request.websocket_key.is_none()
-            && starts_with_ignore_case(field.name, "sec-websocket-");
         if request.method == "OPTIONS" && field.name.eq_ignore_ascii_case("max-forwards") {
             // RFC 9110 §7.6.2: one less for each hop. What is no number limits nothing.
             let left = std::str::from_utf8(field.value).ok().and_then(|left| left.parse().ok());
             if let Some(left) = left.and_then(|left: u64| left.checked_sub(1)) {
                 append(out, format_args!("Max-Forwards: {left}\r\n"));
             }
-        } else if forwards && !is_stray && !is_edited(edits, field.name) {
+        } else if forwards && !is_edited(edits, field.name) {
             write_field(out, field.name, field.value);
         }
     }
@@ -154,6 +154,18 @@ pub struct ResponseContext<'a> {
     pub edits: &'a HeaderEdits,
 }
 
+/// Of the names that go no further in a request, those that go no further in a response either.
+const HOP_BY_HOP_IN_RESPONSES: [&str; 8] = [
+    "connection",
+    "content-length",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
 /// Appends the head of `response` as it goes to the client.
 pub fn write_response(
     response: &ResponseHead<'_, '_>,
@@ -166,22 +178,16 @@ pub fn write_response(
     let hsts_is_ours = context.hsts.is_some();
     for field in response.fields {
         let name = field.name;
-        let is_framing = name.eq_ignore_ascii_case("transfer-encoding");
-        let hop_by_hop = [
-            "connection",
-            "content-length",
-            "keep-alive",
-            "proxy-connection",
-            "te",
-            "trailer",
-            "upgrade",
-        ];
-        if is_framing
-            || hop_by_hop.iter().any(|entry| name.eq_ignore_ascii_case(entry))
-            || is_edited(context.edits, name)
-            || hsts_is_ours && name.eq_ignore_ascii_case("strict-transport-security")
-            || fields::role(name) == Role::EndToEnd && is_listed(response.fields, name)
-        {
+        let is_dropped = match fields::role(name) {
+            Role::HopByHop => {
+                HOP_BY_HOP_IN_RESPONSES.iter().any(|own| name.eq_ignore_ascii_case(own))
+            }
+            Role::EndToEnd => response.lists_fields && is_listed(response.fields, name),
+            Role::Identity | Role::Protected => false,
+        };
+        let is_replaced = is_edited(context.edits, name)
+            || hsts_is_ours && name.eq_ignore_ascii_case("strict-transport-security");
+        if is_dropped || is_replaced {
             continue;
         }
         if name.eq_ignore_ascii_case("location") || name.eq_ignore_ascii_case("content-location") {
