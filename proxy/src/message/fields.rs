@@ -1,8 +1,10 @@
 //! Bytes and names of header fields.
 
 use std::mem::MaybeUninit;
+use std::sync::LazyLock;
 
 use httparse::Header;
+use memchr::memmem::Finder;
 use thiserror::Error;
 
 /// Most fields a head may ever have; the configured limit is at most this.
@@ -51,6 +53,37 @@ pub enum HeadError {
 /// # Errors
 /// On a byte no head may contain, at the first such byte, and when no end is found within `max` bytes.
 pub fn head_len(bytes: &[u8], max: usize) -> Result<Option<usize>, HeadError> {
+    let window = &bytes[..bytes.len().min(max)];
+    match end(window) {
+        Some(len) if is_clean(&window[..len]) => Ok(Some(len)),
+        _ => walk(bytes, max),
+    }
+}
+
+/// Where the first empty line ends.
+fn end(window: &[u8]) -> Option<usize> {
+    // Without the CR before it, which stands at every line's end and would halt the search there.
+    static EMPTY_LINE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\n\r\n"));
+    if window.starts_with(b"\r\n") {
+        return Some(2);
+    }
+    EMPTY_LINE.find(window).map(|at| at + 3)
+}
+
+/// Whether CR and LF stand side by side only, and no other control byte is in `head`, which ends in CRLF.
+fn is_clean(head: &[u8]) -> bool {
+    // No branch for a byte, so that the compiler looks at many of them at once.
+    let is_wrong = head.iter().zip(&head[1..]).fold(false, |is_wrong, (&byte, &next)| {
+        let is_torn = (byte == b'\r') != (next == b'\n');
+        let is_control =
+            (byte < 0x20) & (byte != b'\t') & (byte != b'\r') & (byte != b'\n') | (byte == 0x7f);
+        is_wrong | is_torn | is_control
+    });
+    !is_wrong && head[0] != b'\n'
+}
+
+/// [`head_len`], one line after the other: what is missing or wrong, at the first byte that is.
+fn walk(bytes: &[u8], max: usize) -> Result<Option<usize>, HeadError> {
     let window = &bytes[..bytes.len().min(max)];
     let mut line_start = 0;
     for lf in memchr::memchr_iter(b'\n', window) {
@@ -195,6 +228,8 @@ pub fn starts_with_ignore_case(text: &str, prefix: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -228,6 +263,18 @@ mod tests {
         let head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
         assert_eq!(head_len(head, head.len()), Ok(Some(head.len())));
         assert_eq!(head_len(head, head.len() - 1), Err(HeadError::TooLong(head.len() - 1)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_head_is_judged_at_a_glance_as_line_by_line(
+            pieces in proptest::collection::vec("a{0,40}(\r\n|\r\n|\r\n|\r|\n|\t|\x00|\x7f)?", 0..8),
+            tail in "(\r\n\r\n)?.{0,8}",
+            max in 1..200_usize,
+        ) {
+            let bytes = pieces.concat() + &tail;
+            prop_assert_eq!(head_len(bytes.as_bytes(), max), walk(bytes.as_bytes(), max));
+        }
     }
 
     #[test]
