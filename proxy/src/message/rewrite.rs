@@ -74,7 +74,7 @@ pub fn write_request(
             // RFC 9110 §7.6.2: one less for each hop. What is no number limits nothing.
             let left = std::str::from_utf8(field.value).ok().and_then(|left| left.parse().ok());
             if let Some(left) = left.and_then(|left: u64| left.checked_sub(1)) {
-                append(out, format_args!("Max-Forwards: {left}\r\n"));
+                write_number_field(out, "Max-Forwards", left);
             }
         } else if forwards && !is_edited(edits, field.name) {
             write_field(out, field.name, field.value);
@@ -98,20 +98,24 @@ fn write_identity(request: &RequestHead<'_, '_>, identity: Identity, out: &mut V
     out.extend_from_slice(b"X-Forwarded-For: ");
     if identity.peer_is_trusted {
         for address in believed_addresses(request.fields) {
-            append(out, format_args!("{address}, "));
+            write_address(out, address);
+            out.extend_from_slice(b", ");
         }
     }
-    append(out, format_args!("{}\r\n", identity.peer));
+    write_address(out, identity.peer);
+    out.extend_from_slice(b"\r\n");
     write_field(out, "X-Forwarded-Proto", identity.scheme().as_bytes());
     if !request.authority.is_empty() {
         write_field(out, "X-Forwarded-Host", request.authority.as_bytes());
     }
-    append(out, format_args!("X-Forwarded-Port: {}\r\n", identity.port));
-    let received = match request.version {
-        Version::Http10 => "1.0",
-        Version::Http11 => "1.1",
-    };
-    append(out, format_args!("Via: {received} {}\r\n", identity.pseudonym));
+    write_number_field(out, "X-Forwarded-Port", identity.port);
+    start_field(out, "Via");
+    out.extend_from_slice(match request.version {
+        Version::Http10 => b"1.0 ",
+        Version::Http11 => b"1.1 ",
+    });
+    out.extend_from_slice(&identity.pseudonym.name());
+    out.extend_from_slice(b"\r\n");
 }
 
 /// The addresses that a trusted proxy reports, nearest last. The list is read from its right end, where it is most
@@ -172,7 +176,9 @@ pub fn write_response(
     context: &ResponseContext<'_>,
     out: &mut Vec<u8>,
 ) {
-    append(out, format_args!("HTTP/1.1 {:03} ", response.status));
+    out.extend_from_slice(b"HTTP/1.1 ");
+    write_number(out, response.status);
+    out.push(b' ');
     out.extend_from_slice(response.reason.as_bytes());
     out.extend_from_slice(b"\r\n");
     let hsts_is_ours = context.hsts.is_some();
@@ -209,7 +215,7 @@ pub fn write_response(
         write_field(out, "Strict-Transport-Security", hsts.as_bytes());
     }
     match response.described_length {
-        Some(length) => append(out, format_args!("Content-Length: {length}\r\n")),
+        Some(length) => write_number_field(out, "Content-Length", length),
         None if response.status >= 200 && response.status != 204 && response.status != 304 => {
             write_framing(context.framing, None, out);
         }
@@ -235,7 +241,7 @@ pub(super) fn write_connection(version: Version, close: bool, out: &mut Vec<u8>)
 /// `method` is None for a response. A request without body says so where its method expects one.
 fn write_framing(framing: Framing, method: Option<&str>, out: &mut Vec<u8>) {
     match framing {
-        Framing::Length(length) => append(out, format_args!("Content-Length: {length}\r\n")),
+        Framing::Length(length) => write_number_field(out, "Content-Length", length),
         Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
         Framing::None if matches!(method, Some("POST" | "PUT" | "PATCH")) => {
             out.extend_from_slice(b"Content-Length: 0\r\n");
@@ -338,6 +344,32 @@ fn write_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     start_field(out, name);
     out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
+}
+
+fn write_number_field(out: &mut Vec<u8>, name: &str, number: impl itoa::Integer) {
+    start_field(out, name);
+    write_number(out, number);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends `number`. Every head has some: no formatter writes them.
+fn write_number(out: &mut Vec<u8>, number: impl itoa::Integer) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+}
+
+fn write_address(out: &mut Vec<u8>, address: IpAddr) {
+    match address {
+        IpAddr::V4(address) => {
+            let [first, rest @ ..] = address.octets();
+            write_number(out, first);
+            for octet in rest {
+                out.push(b'.');
+                write_number(out, octet);
+            }
+        }
+        // Which zeros are left out is for the standard library to know (RFC 5952).
+        IpAddr::V6(address) => append(out, format_args!("{address}")),
+    }
 }
 
 /// Formats into the head; writing to a vector cannot fail.
