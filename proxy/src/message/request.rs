@@ -242,10 +242,11 @@ fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
         authority[1..end].parse::<std::net::Ipv6Addr>().ok()?;
         end + 1
     } else {
-        authority.find(':').unwrap_or(authority.len())
+        memchr::memchr(b':', authority.as_bytes()).unwrap_or(authority.len())
     };
     let (host, port) = authority.split_at(host_len);
-    let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let is_name_byte =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
     if host.is_empty() || !host.starts_with('[') && !host.bytes().all(is_name_byte) {
         return None;
     }
