@@ -1,5 +1,6 @@
 //! From the bytes of a request head to what is done with it: no I/O, one pass, nothing borrowed afterwards.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::time::Duration;
 
@@ -117,7 +118,7 @@ fn decide(head: &RequestHead<'_, '_>, facts: &Facts<'_>, record: &mut Record) ->
     if via::names(head.fields, facts.pseudonym) {
         return refuse(Refusal::Loop);
     }
-    let host = head.host().to_ascii_lowercase();
+    let host = lowercase(head.host());
     if let Some(name) = facts.server_name
         && !facts.config.is_same_site(name, &host)
     {
@@ -167,6 +168,15 @@ fn decide(head: &RequestHead<'_, '_>, facts: &Facts<'_>, record: &mut Record) ->
         authority: head.authority.to_owned(),
         identity,
     }))
+}
+
+/// Nearly every client writes it so.
+fn lowercase(host: &str) -> Cow<'_, str> {
+    if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(host.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(host)
+    }
 }
 
 /// What the route does not allow.
