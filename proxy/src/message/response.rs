@@ -85,13 +85,14 @@ impl<'s, 'b> ResponseHead<'s, 'b> {
                 return Err(ResponseError::Upgrade);
             }
         }
-        let framing = framing::of_response(version, status, to_head, fields)?;
-        let described = framing::declared(version, fields)?.length;
+        let declared = framing::declared(version, fields)?;
+        let framing = framing::of_response(declared, status, to_head);
         let head = Self {
             status,
             reason: response.reason.unwrap_or(""),
             framing,
-            described_length: described
+            described_length: declared
+                .length
                 .filter(|_| framing == Framing::None && status >= 200 && status != 204),
             keep_alive: connection.keep_alive && framing != Framing::UntilClose,
             lists_fields: connection.lists_fields,
