@@ -157,7 +157,10 @@ impl<'s, 'b> RequestHead<'s, 'b> {
     /// Host without its port.
     #[must_use]
     pub fn host(&self) -> &'b str {
-        split_authority(self.authority).map_or("", |(host, _)| host)
+        let bytes = self.authority.as_bytes();
+        // It has been checked: the last colon, unless it stands in brackets, is that of the port.
+        let port = memchr::memrchr2(b':', b']', bytes).filter(|&at| bytes[at] == b':');
+        &self.authority[..port.unwrap_or(bytes.len())]
     }
 
     /// Whether it asks the gateway itself, not the application: the server as a whole (RFC 9110 §9.3.7), or whoever it
