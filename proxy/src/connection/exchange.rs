@@ -97,7 +97,8 @@ pub(super) async fn forward<N: Network>(
         };
         lease.serve(session.gauge.as_deref());
         record.connect = Some(start.elapsed());
-        record.upstream = Some(lease.endpoint().to_string());
+        // Without a log it is only told of what went wrong.
+        record.upstream = shared.log.is_some().then(|| lease.endpoint().to_owned());
         session.live.set_route(generation.routes[forward.route].index);
         session.live.set_endpoint(lease.counters().index);
         match attempt(core, shared, route, session, forward, lease, record, start).await {
@@ -107,6 +108,7 @@ pub(super) async fn forward<N: Network>(
                 if refusal.fault() == Fault::Upstream {
                     generation.pool.on_failure(route.upstream, &lease);
                 }
+                record.upstream = Some(lease.endpoint().to_owned());
                 drop(lease);
                 record.fault = Some(refusal.fault());
                 record.reason = Some(reason);
@@ -114,7 +116,8 @@ pub(super) async fn forward<N: Network>(
                 let how = (forward.version, close, forward.to_head);
                 return Forwarded::Over(refuse(session, refusal, how, record).await);
             }
-            Attempt::Failed(_, Failure::Abort(fault, reason)) => {
+            Attempt::Failed(lease, Failure::Abort(fault, reason)) => {
+                record.upstream = Some(lease.endpoint().to_owned());
                 record.fault = Some(fault);
                 record.reason = Some(reason);
                 record.outcome = Outcome::Aborted;

@@ -43,7 +43,7 @@ impl Fold {
         if open.as_ref().is_some_and(|(_, Self(sum))| sum.requests >= REQUESTS_MAX)
             && let Some((generation, fold)) = open.take()
         {
-            super::write_record(&generation, fold.into_record(), gauge);
+            super::write_record(&generation, &mut fold.into_record(), gauge);
         }
     }
 

@@ -157,7 +157,7 @@ async fn requests<N: Network>(
     let mut fold = None;
     let served = serve_all(core, session, peer, door, &mut fold).await;
     if let Some((generation, fold)) = fold {
-        write_record(&generation, Fold::into_record(fold), session.gauge.as_deref());
+        write_record(&generation, &mut fold.into_record(), session.gauge.as_deref());
     }
     served
 }
@@ -238,9 +238,9 @@ async fn serve_all<N: Network>(
         record.total = start.elapsed();
         count(core, &generation, &record);
         if let Some((generation, fold)) = fold.take() {
-            write_record(&generation, Fold::into_record(fold), session.gauge.as_deref());
+            write_record(&generation, &mut fold.into_record(), session.gauge.as_deref());
         }
-        write_record(&generation, record, session.gauge.as_deref());
+        write_record(&generation, &mut record, session.gauge.as_deref());
         if after != After::KeepAlive {
             return Served::Over(after);
         }
@@ -411,7 +411,11 @@ fn new_record<T: crate::transport::Transport>(client: ClientAddr, session: &Sess
 }
 
 /// Writes the access line, and a diagnostic one when something went wrong that an administrator can do something about.
-fn write_record<N: Network>(generation: &Generation<N>, mut record: Record, gauge: Option<&Gauge>) {
+fn write_record<N: Network>(
+    generation: &Generation<N>,
+    record: &mut Record,
+    gauge: Option<&Gauge>,
+) {
     if let (Some(fault @ (Fault::Upstream | Fault::Local)), Some(reason)) =
         (record.fault, &record.reason)
     {
@@ -426,7 +430,7 @@ fn write_record<N: Network>(generation: &Generation<N>, mut record: Record, gaug
     }
     if let Some(log) = &generation.shared.log {
         record.measured = gauge.and_then(Gauge::reading).map(Measured::from);
-        log.write(&record);
+        log.write(record);
     }
 }
 

@@ -1,5 +1,6 @@
 //! From the bytes of a request head to what is done with it: no I/O, one pass, nothing borrowed afterwards.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use crate::message::framing::Framing;
 use crate::message::reply::{self, Refusal};
 use crate::message::request::{RequestError, RequestHead};
 use crate::message::rewrite::{self, Identity, Mapping};
+use crate::message::target::TargetError;
 use crate::message::via::{self, Pseudonym};
 use crate::message::{HeadLimits, Parsed, Version, fields, redact};
 use crate::telemetry::Record;
@@ -117,7 +119,7 @@ fn decide(head: &RequestHead<'_, '_>, facts: &Facts<'_>, record: &mut Record) ->
     if via::names(head.fields, facts.pseudonym) {
         return refuse(Refusal::Loop);
     }
-    let host = head.host().to_ascii_lowercase();
+    let host = lowercase(head.host());
     if let Some(name) = facts.server_name
         && !facts.config.is_same_site(name, &host)
     {
@@ -129,8 +131,10 @@ fn decide(head: &RequestHead<'_, '_>, facts: &Facts<'_>, record: &mut Record) ->
         reply::write_options(head.version, close, &mut reply);
         return Plan::Answer { status: 204, reply, close };
     }
-    let seen = String::from_utf8_lossy(&head.target.seen);
-    let Some(route) = facts.config.route(&host, &seen) else {
+    let Ok(seen) = std::str::from_utf8(&head.target.seen) else {
+        return refuse(Refusal::Request(TargetError::EncodedByte.into()));
+    };
+    let Some(route) = facts.config.route(&host, seen) else {
         return refuse(Refusal::NoRoute);
     };
     let routes = &facts.config.routes;
@@ -140,7 +144,7 @@ fn decide(head: &RequestHead<'_, '_>, facts: &Facts<'_>, record: &mut Record) ->
         record.route = Some(route.name.clone());
     }
     if !head.target.agrees_on(&route.path) {
-        return refuse(Refusal::Request(crate::message::target::TargetError::EncodedByte.into()));
+        return refuse(Refusal::Request(TargetError::EncodedByte.into()));
     }
     if let Some(refusal) = forbid(head, route, facts) {
         return refuse(refusal);
@@ -167,6 +171,15 @@ fn decide(head: &RequestHead<'_, '_>, facts: &Facts<'_>, record: &mut Record) ->
         authority: head.authority.to_owned(),
         identity,
     }))
+}
+
+/// Nearly every client writes it so.
+fn lowercase(host: &str) -> Cow<'_, str> {
+    if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(host.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(host)
+    }
 }
 
 /// What the route does not allow.

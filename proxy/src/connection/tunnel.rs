@@ -40,7 +40,7 @@ impl<N: Network> Tunnel<N> {
         drop(lease);
         record.total = start.elapsed();
         count(core, &generation, &record);
-        write_record(&generation, record, session.gauge.as_deref());
+        write_record(&generation, &mut record, session.gauge.as_deref());
         after
     }
 
@@ -83,6 +83,7 @@ impl<N: Network> Tunnel<N> {
             }
             Err(error) => {
                 lease.abandon();
+                record.upstream = Some(lease.endpoint().to_owned());
                 record.outcome = Outcome::Aborted;
                 record.fault = Some(error.fault(Fault::Downstream, Fault::Upstream));
                 record.reason = Some(format!("the tunnel: {error}"));

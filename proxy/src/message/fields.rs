@@ -1,8 +1,10 @@
 //! Bytes and names of header fields.
 
 use std::mem::MaybeUninit;
+use std::sync::LazyLock;
 
 use httparse::Header;
+use memchr::memmem::Finder;
 use thiserror::Error;
 
 /// Most fields a head may ever have; the configured limit is at most this.
@@ -51,6 +53,37 @@ pub enum HeadError {
 /// # Errors
 /// On a byte no head may contain, at the first such byte, and when no end is found within `max` bytes.
 pub fn head_len(bytes: &[u8], max: usize) -> Result<Option<usize>, HeadError> {
+    let window = &bytes[..bytes.len().min(max)];
+    match end(window) {
+        Some(len) if is_clean(&window[..len]) => Ok(Some(len)),
+        _ => walk(bytes, max),
+    }
+}
+
+/// Where the first empty line ends.
+fn end(window: &[u8]) -> Option<usize> {
+    // Without the CR before it, which stands at every line's end and would halt the search there.
+    static EMPTY_LINE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\n\r\n"));
+    if window.starts_with(b"\r\n") {
+        return Some(2);
+    }
+    EMPTY_LINE.find(window).map(|at| at + 3)
+}
+
+/// Whether CR and LF stand side by side only, and no other control byte is in `head`, which ends in CRLF.
+fn is_clean(head: &[u8]) -> bool {
+    // No branch for a byte, so that the compiler looks at many of them at once.
+    let is_wrong = head.iter().zip(&head[1..]).fold(false, |is_wrong, (&byte, &next)| {
+        let is_torn = (byte == b'\r') != (next == b'\n');
+        let is_control =
+            (byte < 0x20) & (byte != b'\t') & (byte != b'\r') & (byte != b'\n') | (byte == 0x7f);
+        is_wrong | is_torn | is_control
+    });
+    !is_wrong && head[0] != b'\n'
+}
+
+/// [`head_len`], one line after the other: what is missing or wrong, at the first byte that is.
+fn walk(bytes: &[u8], max: usize) -> Result<Option<usize>, HeadError> {
     let window = &bytes[..bytes.len().min(max)];
     let mut line_start = 0;
     for lf in memchr::memchr_iter(b'\n', window) {
@@ -118,75 +151,85 @@ pub enum Role {
 /// The role of the field `name` in a request.
 #[must_use]
 pub fn role(name: &str) -> Role {
-    // `Proxy` is no field of HTTP, but CGI programs take it for the variable HTTP_PROXY (CVE-2016-5385).
-    const HOP_BY_HOP: [&str; 13] = [
-        "connection",
-        "content-length",
-        "expect",
-        "host",
-        "http2-settings",
-        "keep-alive",
-        "proxy",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "upgrade",
-    ];
-    // Where the client is, who it is, and what it asks for, as other gateways and their applications spell it.
-    const IDENTITY: [&str; 15] = [
-        "cf-connecting-ip",
-        "client-ip",
-        "forwarded",
-        "remote-user",
-        "true-client-ip",
-        "x-client-certificate",
-        "x-client-ip",
-        "x-client-verified",
-        "x-cluster-client-ip",
-        "x-http-method-override",
-        "x-original-url",
-        "x-real-ip",
-        "x-remote-user",
-        "x-rewrite-url",
-        "x-ssl-client-cert",
-    ];
-    const PROTECTED: [&str; 12] = [
-        "authorization",
-        "cache-control",
-        "content-encoding",
-        "content-type",
-        "cookie",
-        "guacamole-token",
-        "guacamole-tunnel-token",
-        "location",
-        "origin",
-        "range",
-        "set-cookie",
-        "www-authenticate",
-    ];
-    let is = |list: &[&str]| list.iter().any(|entry| name.eq_ignore_ascii_case(entry));
-    if name.eq_ignore_ascii_case("transfer-encoding") || is(&HOP_BY_HOP) {
-        Role::HopByHop
-    } else if starts_with_ignore_case(name, "x-forwarded-") || is(&IDENTITY) || name.contains('_') {
+    let mut named = named(name.len()).iter();
+    if let Some((_, role)) = named.find(|(own, _)| is(name.as_bytes(), own)) {
+        *role
+    } else if starts_with_ignore_case(name, "x-forwarded-") || name.bytes().any(|byte| byte == b'_')
+    {
         // CGI and servlet containers map `-` and `_` to the same variable: `X_Forwarded_For` would pass as ours.
         Role::Identity
-    } else if is(&PROTECTED) || starts_with_ignore_case(name, "sec-websocket-") {
+    } else if starts_with_ignore_case(name, "sec-websocket-") {
         Role::Protected
     } else {
         Role::EndToEnd
     }
 }
 
+/// The names of `len` bytes that have a role of their own: by length, so that few are compared with each field.
+fn named(len: usize) -> &'static [(&'static str, Role)] {
+    use Role::{HopByHop, Identity, Protected};
+    // Identity is where the client is, who it is, and what it asks for, as other gateways and their applications spell it.
+    // `Proxy` is no field of HTTP, but CGI programs take it for the variable HTTP_PROXY (CVE-2016-5385).
+    match len {
+        2 => &[("te", HopByHop)],
+        4 => &[("host", HopByHop)],
+        5 => &[("proxy", HopByHop), ("range", Protected)],
+        6 => &[("cookie", Protected), ("expect", HopByHop), ("origin", Protected)],
+        7 => &[("trailer", HopByHop), ("upgrade", HopByHop)],
+        8 => &[("location", Protected)],
+        9 => &[("client-ip", Identity), ("forwarded", Identity), ("x-real-ip", Identity)],
+        10 => &[("connection", HopByHop), ("keep-alive", HopByHop), ("set-cookie", Protected)],
+        11 => &[("remote-user", Identity), ("x-client-ip", Identity)],
+        12 => &[("content-type", Protected)],
+        13 => &[
+            ("authorization", Protected),
+            ("cache-control", Protected),
+            ("x-remote-user", Identity),
+            ("x-rewrite-url", Identity),
+        ],
+        14 => &[
+            ("content-length", HopByHop),
+            ("http2-settings", HopByHop),
+            ("true-client-ip", Identity),
+            ("x-original-url", Identity),
+        ],
+        15 => &[("guacamole-token", Protected)],
+        16 => &[
+            ("cf-connecting-ip", Identity),
+            ("content-encoding", Protected),
+            ("proxy-connection", HopByHop),
+            ("www-authenticate", Protected),
+        ],
+        17 => &[
+            ("transfer-encoding", HopByHop),
+            ("x-client-verified", Identity),
+            ("x-ssl-client-cert", Identity),
+        ],
+        18 => &[("proxy-authenticate", HopByHop)],
+        19 => &[("proxy-authorization", HopByHop), ("x-cluster-client-ip", Identity)],
+        20 => &[("x-client-certificate", Identity)],
+        22 => &[("guacamole-tunnel-token", Protected), ("x-http-method-override", Identity)],
+        _ => &[],
+    }
+}
+
+/// Whether `name` is `lower`, which is in lower case, but for its case: half of the work of comparing any two.
+pub(super) fn is(name: &[u8], lower: &str) -> bool {
+    let mut pairs = name.iter().zip(lower.bytes());
+    name.len() == lower.len() && pairs.all(|(byte, lower)| byte.to_ascii_lowercase() == lower)
+}
+
 /// Whether `text` begins with `prefix`, ignoring ASCII case.
 #[must_use]
 pub fn starts_with_ignore_case(text: &str, prefix: &str) -> bool {
-    text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+    let start = text.as_bytes().get(..prefix.len());
+    start.is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -222,6 +265,18 @@ mod tests {
         assert_eq!(head_len(head, head.len() - 1), Err(HeadError::TooLong(head.len() - 1)));
     }
 
+    proptest! {
+        #[test]
+        fn a_head_is_judged_at_a_glance_as_line_by_line(
+            pieces in proptest::collection::vec("a{0,40}(\r\n|\r\n|\r\n|\r|\n|\t|\x00|\x7f)?", 0..8),
+            tail in "(\r\n\r\n)?.{0,8}",
+            max in 1..200_usize,
+        ) {
+            let bytes = pieces.concat() + &tail;
+            prop_assert_eq!(head_len(bytes.as_bytes(), max), walk(bytes.as_bytes(), max));
+        }
+    }
+
     #[test]
     fn roles_follow_the_name_whatever_its_case() {
         assert_eq!(role("Transfer-Encoding"), Role::HopByHop);
@@ -232,5 +287,19 @@ mod tests {
         assert_eq!(role("X-Original-URL"), Role::Identity);
         assert_eq!(role("Cookie"), Role::Protected);
         assert_eq!(role("Accept"), Role::EndToEnd);
+        assert_eq!(role("Sec-WebSocket-Key"), Role::Protected);
+    }
+
+    #[test]
+    fn each_name_with_a_role_stands_at_its_length() {
+        let mut count = 0;
+        for len in 0..64 {
+            for (name, expected) in named(len) {
+                assert_eq!((name.len(), role(name)), (len, *expected), "{name}");
+                assert_eq!(name.to_ascii_lowercase(), *name);
+                count += 1;
+            }
+        }
+        assert_eq!(count, 41);
     }
 }

@@ -4,7 +4,7 @@ use httparse::Header;
 use thiserror::Error;
 
 use super::Version;
-use super::fields::list;
+use super::fields::{is, list};
 
 /// Length of a body. There is no other source of this knowledge in the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,12 +53,12 @@ pub(super) fn declared(version: Version, fields: &[Header<'_>]) -> Result<Declar
     let mut length = None;
     let mut chunked = false;
     for field in fields {
-        if field.name.eq_ignore_ascii_case("content-length") {
+        if is(field.name.as_bytes(), "content-length") {
             if length.is_some() || field.value.contains(&b',') {
                 return Err(FramingError::RepeatedLength);
             }
             length = Some(parse_length(field.value)?);
-        } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
+        } else if is(field.name.as_bytes(), "transfer-encoding") {
             if chunked {
                 return Err(FramingError::BadCoding);
             }
@@ -109,25 +109,16 @@ pub fn of_request(version: Version, fields: &[Header<'_>]) -> Result<Framing, Fr
 }
 
 /// The framing of a final response to a request that was HEAD or not (RFC 9112 §6.3, rules 1 to 8).
-///
-/// # Errors
-/// When the fields contradict each other or are malformed.
-pub fn of_response(
-    version: Version,
-    status: u16,
-    to_head: bool,
-    fields: &[Header<'_>],
-) -> Result<Framing, FramingError> {
-    let declared = declared(version, fields)?;
+pub(super) fn of_response(declared: Declared, status: u16, to_head: bool) -> Framing {
     if to_head || status < 200 || status == 204 || status == 304 {
-        return Ok(Framing::None);
+        return Framing::None;
     }
-    Ok(match declared {
+    match declared {
         Declared { chunked: true, .. } => Framing::Chunked,
         Declared { length: Some(0), .. } => Framing::None,
         Declared { length: Some(length), .. } => Framing::Length(length),
         Declared { length: None, .. } => Framing::UntilClose,
-    })
+    }
 }
 
 #[cfg(test)]
@@ -174,7 +165,8 @@ mod tests {
     #[test]
     fn responses() {
         let of = |status, to_head, fields: &[(&'static str, &'static str)]| {
-            of_response(Version::Http11, status, to_head, &headers(fields))
+            declared(Version::Http11, &headers(fields))
+                .map(|declared| of_response(declared, status, to_head))
         };
         assert_eq!(of(200, false, &[]), Ok(Framing::UntilClose));
         assert_eq!(of(200, false, &[("Content-Length", "0")]), Ok(Framing::None));

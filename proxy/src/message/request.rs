@@ -3,7 +3,7 @@
 use httparse::Header;
 use thiserror::Error;
 
-use super::fields::{self, HeadError, Slots, is_token_byte, list};
+use super::fields::{self, HeadError, Slots, is, is_token_byte, list};
 use super::framing::{self, Framing, FramingError};
 use super::target::{Target, TargetError};
 use super::{HeadLimits, Parsed, Version};
@@ -73,6 +73,8 @@ pub struct RequestHead<'s, 'b> {
     pub framing: Framing,
     /// The client wants to go on with this connection.
     pub keep_alive: bool,
+    /// A Connection field may name other fields.
+    pub lists_fields: bool,
     /// The client waits for 100 before it sends the body.
     pub expects_continue: bool,
     /// The key of a valid WebSocket handshake.
@@ -145,6 +147,7 @@ impl<'s, 'b> RequestHead<'s, 'b> {
             authority,
             framing,
             keep_alive: connection.keep_alive,
+            lists_fields: connection.lists_fields,
             expects_continue,
             websocket_key,
             fields,
@@ -154,7 +157,10 @@ impl<'s, 'b> RequestHead<'s, 'b> {
     /// Host without its port.
     #[must_use]
     pub fn host(&self) -> &'b str {
-        split_authority(self.authority).map_or("", |(host, _)| host)
+        let bytes = self.authority.as_bytes();
+        // It has been checked: the last colon, unless it stands in brackets, is that of the port.
+        let port = memchr::memrchr2(b':', b']', bytes).filter(|&at| bytes[at] == b':');
+        &self.authority[..port.unwrap_or(bytes.len())]
     }
 
     /// Whether it asks the gateway itself, not the application: the server as a whole (RFC 9110 §9.3.7), or whoever it
@@ -185,23 +191,31 @@ impl<'s, 'b> RequestHead<'s, 'b> {
 pub(super) struct Connection {
     pub keep_alive: bool,
     pub upgrade: bool,
+    /// An option may be the name of a field.
+    pub lists_fields: bool,
 }
 
 impl Connection {
     pub(super) fn of(version: Version, fields: &[Header<'_>]) -> Self {
-        let (mut close, mut keep_alive, mut upgrade) = (false, false, false);
-        for field in fields.iter().filter(|field| field.name.eq_ignore_ascii_case("connection")) {
+        let (mut close, mut keep_alive, mut upgrade, mut lists_fields) =
+            (false, false, false, false);
+        for field in fields.iter().filter(|field| is(field.name.as_bytes(), "connection")) {
             for option in list(field.value) {
-                close |= option.eq_ignore_ascii_case(b"close");
-                keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
-                upgrade |= option.eq_ignore_ascii_case(b"upgrade");
+                if is(option, "keep-alive") {
+                    keep_alive = true;
+                } else if is(option, "upgrade") {
+                    upgrade = true;
+                } else {
+                    close |= is(option, "close");
+                    lists_fields = true;
+                }
             }
         }
         let keep_alive = match version {
             Version::Http11 => !close,
             Version::Http10 => keep_alive && !close,
         };
-        Self { keep_alive, upgrade }
+        Self { keep_alive, upgrade, lists_fields }
     }
 }
 
@@ -210,7 +224,7 @@ fn blanks_in_start_line(head: &[u8]) -> usize {
 }
 
 fn host<'b>(version: Version, fields: &[Header<'b>]) -> Result<Option<&'b str>, RequestError> {
-    let mut hosts = fields.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
+    let mut hosts = fields.iter().filter(|field| is(field.name.as_bytes(), "host"));
     let first = hosts.next();
     let count = usize::from(first.is_some()) + hosts.count();
     match first {
@@ -231,10 +245,11 @@ fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
         authority[1..end].parse::<std::net::Ipv6Addr>().ok()?;
         end + 1
     } else {
-        authority.find(':').unwrap_or(authority.len())
+        memchr::memchr(b':', authority.as_bytes()).unwrap_or(authority.len())
     };
     let (host, port) = authority.split_at(host_len);
-    let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let is_name_byte =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
     if host.is_empty() || !host.starts_with('[') && !host.bytes().all(is_name_byte) {
         return None;
     }

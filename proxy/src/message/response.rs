@@ -38,6 +38,8 @@ pub struct ResponseHead<'s, 'b> {
     pub described_length: Option<u64>,
     /// The upstream will go on with this connection.
     pub keep_alive: bool,
+    /// A Connection field may name other fields.
+    pub lists_fields: bool,
     /// All fields, as they came.
     pub fields: &'s [Header<'b>],
 }
@@ -83,15 +85,17 @@ impl<'s, 'b> ResponseHead<'s, 'b> {
                 return Err(ResponseError::Upgrade);
             }
         }
-        let framing = framing::of_response(version, status, to_head, fields)?;
-        let described = framing::declared(version, fields)?.length;
+        let declared = framing::declared(version, fields)?;
+        let framing = framing::of_response(declared, status, to_head);
         let head = Self {
             status,
             reason: response.reason.unwrap_or(""),
             framing,
-            described_length: described
+            described_length: declared
+                .length
                 .filter(|_| framing == Framing::None && status >= 200 && status != 204),
             keep_alive: connection.keep_alive && framing != Framing::UntilClose,
+            lists_fields: connection.lists_fields,
             fields,
         };
         Ok(Parsed::Complete(head, len))

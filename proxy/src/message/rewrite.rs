@@ -60,23 +60,23 @@ pub fn write_request(
     out.extend_from_slice(request.target.query.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
     write_field(out, "Host", request.authority.as_bytes());
-    let listed = |name: &str| is_listed(request.fields, name);
     for field in request.fields {
         let forwards = match fields::role(field.name) {
             Role::HopByHop | Role::Identity => false,
-            Role::Protected => true,
-            Role::EndToEnd => !listed(field.name),
+            // Handshake fields without a valid handshake would let the application see an upgrade that we do not.
+            Role::Protected => {
+                request.websocket_key.is_some()
+                    || !starts_with_ignore_case(field.name, "sec-websocket-")
+            }
+            Role::EndToEnd => !(request.lists_fields && is_listed(request.fields, field.name)),
         };
-        // Handshake fields without a valid handshake would let the application see an upgrade that we do not.
-        let is_stray = request.websocket_key.is_none()
-            && starts_with_ignore_case(field.name, "sec-websocket-");
         if request.method == "OPTIONS" && field.name.eq_ignore_ascii_case("max-forwards") {
             // RFC 9110 §7.6.2: one less for each hop. What is no number limits nothing.
             let left = std::str::from_utf8(field.value).ok().and_then(|left| left.parse().ok());
             if let Some(left) = left.and_then(|left: u64| left.checked_sub(1)) {
-                append(out, format_args!("Max-Forwards: {left}\r\n"));
+                write_number_field(out, "Max-Forwards", left);
             }
-        } else if forwards && !is_stray && !is_edited(edits, field.name) {
+        } else if forwards && !is_edited(edits, field.name) {
             write_field(out, field.name, field.value);
         }
     }
@@ -98,20 +98,24 @@ fn write_identity(request: &RequestHead<'_, '_>, identity: Identity, out: &mut V
     out.extend_from_slice(b"X-Forwarded-For: ");
     if identity.peer_is_trusted {
         for address in believed_addresses(request.fields) {
-            append(out, format_args!("{address}, "));
+            write_address(out, address);
+            out.extend_from_slice(b", ");
         }
     }
-    append(out, format_args!("{}\r\n", identity.peer));
+    write_address(out, identity.peer);
+    out.extend_from_slice(b"\r\n");
     write_field(out, "X-Forwarded-Proto", identity.scheme().as_bytes());
     if !request.authority.is_empty() {
         write_field(out, "X-Forwarded-Host", request.authority.as_bytes());
     }
-    append(out, format_args!("X-Forwarded-Port: {}\r\n", identity.port));
-    let received = match request.version {
-        Version::Http10 => "1.0",
-        Version::Http11 => "1.1",
-    };
-    append(out, format_args!("Via: {received} {}\r\n", identity.pseudonym));
+    write_number_field(out, "X-Forwarded-Port", identity.port);
+    start_field(out, "Via");
+    out.extend_from_slice(match request.version {
+        Version::Http10 => b"1.0 ",
+        Version::Http11 => b"1.1 ",
+    });
+    out.extend_from_slice(&identity.pseudonym.name());
+    out.extend_from_slice(b"\r\n");
 }
 
 /// The addresses that a trusted proxy reports, nearest last. The list is read from its right end, where it is most
@@ -154,34 +158,42 @@ pub struct ResponseContext<'a> {
     pub edits: &'a HeaderEdits,
 }
 
+/// Of the names that go no further in a request, those that go no further in a response either.
+const HOP_BY_HOP_IN_RESPONSES: [&str; 8] = [
+    "connection",
+    "content-length",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
 /// Appends the head of `response` as it goes to the client.
 pub fn write_response(
     response: &ResponseHead<'_, '_>,
     context: &ResponseContext<'_>,
     out: &mut Vec<u8>,
 ) {
-    append(out, format_args!("HTTP/1.1 {:03} ", response.status));
+    out.extend_from_slice(b"HTTP/1.1 ");
+    write_number(out, response.status);
+    out.push(b' ');
     out.extend_from_slice(response.reason.as_bytes());
     out.extend_from_slice(b"\r\n");
     let hsts_is_ours = context.hsts.is_some();
     for field in response.fields {
         let name = field.name;
-        let is_framing = name.eq_ignore_ascii_case("transfer-encoding");
-        let hop_by_hop = [
-            "connection",
-            "content-length",
-            "keep-alive",
-            "proxy-connection",
-            "te",
-            "trailer",
-            "upgrade",
-        ];
-        if is_framing
-            || hop_by_hop.iter().any(|entry| name.eq_ignore_ascii_case(entry))
-            || is_edited(context.edits, name)
-            || hsts_is_ours && name.eq_ignore_ascii_case("strict-transport-security")
-            || fields::role(name) == Role::EndToEnd && is_listed(response.fields, name)
-        {
+        let is_dropped = match fields::role(name) {
+            Role::HopByHop => {
+                HOP_BY_HOP_IN_RESPONSES.iter().any(|own| name.eq_ignore_ascii_case(own))
+            }
+            Role::EndToEnd => response.lists_fields && is_listed(response.fields, name),
+            Role::Identity | Role::Protected => false,
+        };
+        let is_replaced = is_edited(context.edits, name)
+            || hsts_is_ours && name.eq_ignore_ascii_case("strict-transport-security");
+        if is_dropped || is_replaced {
             continue;
         }
         if name.eq_ignore_ascii_case("location") || name.eq_ignore_ascii_case("content-location") {
@@ -203,7 +215,7 @@ pub fn write_response(
         write_field(out, "Strict-Transport-Security", hsts.as_bytes());
     }
     match response.described_length {
-        Some(length) => append(out, format_args!("Content-Length: {length}\r\n")),
+        Some(length) => write_number_field(out, "Content-Length", length),
         None if response.status >= 200 && response.status != 204 && response.status != 304 => {
             write_framing(context.framing, None, out);
         }
@@ -229,7 +241,7 @@ pub(super) fn write_connection(version: Version, close: bool, out: &mut Vec<u8>)
 /// `method` is None for a response. A request without body says so where its method expects one.
 fn write_framing(framing: Framing, method: Option<&str>, out: &mut Vec<u8>) {
     match framing {
-        Framing::Length(length) => append(out, format_args!("Content-Length: {length}\r\n")),
+        Framing::Length(length) => write_number_field(out, "Content-Length", length),
         Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
         Framing::None if matches!(method, Some("POST" | "PUT" | "PATCH")) => {
             out.extend_from_slice(b"Content-Length: 0\r\n");
@@ -332,6 +344,32 @@ fn write_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     start_field(out, name);
     out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
+}
+
+fn write_number_field(out: &mut Vec<u8>, name: &str, number: impl itoa::Integer) {
+    start_field(out, name);
+    write_number(out, number);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends `number`. Every head has some: no formatter writes them.
+fn write_number(out: &mut Vec<u8>, number: impl itoa::Integer) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+}
+
+fn write_address(out: &mut Vec<u8>, address: IpAddr) {
+    match address {
+        IpAddr::V4(address) => {
+            let [first, rest @ ..] = address.octets();
+            write_number(out, first);
+            for octet in rest {
+                out.push(b'.');
+                write_number(out, octet);
+            }
+        }
+        // Which zeros are left out is for the standard library to know (RFC 5952).
+        IpAddr::V6(address) => append(out, format_args!("{address}")),
+    }
 }
 
 /// Formats into the head; writing to a vector cannot fail.

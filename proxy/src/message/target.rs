@@ -45,24 +45,23 @@ impl<'b> Target<'b> {
     /// # Errors
     /// When a server could read its path differently than we do.
     pub fn parse(text: &'b str) -> Result<Self, TargetError> {
-        let (path, query) = text.split_at(text.find('?').unwrap_or(text.len()));
+        let query_start = memchr::memchr(b'?', text.as_bytes()).unwrap_or(text.len());
+        let (path, query) = text.split_at(query_start);
         if !path.starts_with('/') {
             return Err(TargetError::Form);
         }
-        if !path.bytes().all(is_path_byte) || !query.bytes().all(is_query_byte) {
+        if !consists_of(path, &PATH_BYTES) || !consists_of(query, &QUERY_BYTES) {
             return Err(TargetError::Byte);
         }
         let seen = seen(path)?;
         // `%c0%ae` is a dot to decoders that allow more bytes than needed.
-        if std::str::from_utf8(&seen).is_err() {
+        if let Cow::Owned(decoded) = &seen
+            && std::str::from_utf8(decoded).is_err()
+        {
             return Err(TargetError::EncodedByte);
         }
-        let mut segments = seen[1..].split(|&byte| byte == b'/').peekable();
-        while let Some(segment) = segments.next() {
-            let is_last = segments.peek().is_none();
-            if segment == b"." || segment == b".." || segment.is_empty() && !is_last {
-                return Err(TargetError::Segment);
-            }
+        if may_have_bad_segments(&seen) {
+            check_segments(&seen[1..])?;
         }
         Ok(Self { path, query, seen })
     }
@@ -100,12 +99,48 @@ pub fn write_mapped(path: &str, from: &str, to: &str, out: &mut Vec<u8>) {
     }
 }
 
-fn is_path_byte(byte: u8) -> bool {
-    is_query_byte(byte) && !b"^`{|}?".contains(&byte)
+/// What may stand in a query, by byte: looked up, as every byte of every target is.
+static QUERY_BYTES: [bool; 256] = graphic_except(b"\"#<>\\");
+/// What may stand in a path.
+static PATH_BYTES: [bool; 256] = graphic_except(b"\"#<>\\^`{|}?");
+
+fn consists_of(text: &str, allowed: &[bool; 256]) -> bool {
+    text.bytes().all(|byte| allowed[usize::from(byte)])
 }
 
-fn is_query_byte(byte: u8) -> bool {
-    byte.is_ascii_graphic() && !b"\"#<>\\".contains(&byte)
+/// Visible ASCII without `excluded`.
+const fn graphic_except(excluded: &[u8]) -> [bool; 256] {
+    let mut allowed = [false; 256];
+    let mut byte = b'!';
+    while byte <= b'~' {
+        allowed[byte as usize] = true;
+        byte += 1;
+    }
+    let mut index = 0;
+    while index < excluded.len() {
+        allowed[excluded[index] as usize] = false;
+        index += 1;
+    }
+    allowed
+}
+
+/// Whether `//` or `/.` is in `path`; in most there is neither, and no segment need be looked at.
+fn may_have_bad_segments(path: &[u8]) -> bool {
+    // No branch for a byte, so that the compiler looks at many of them at once.
+    path.iter().zip(&path[1..]).fold(false, |found, (&byte, &next)| {
+        found | (byte == b'/') & ((next == b'/') | (next == b'.'))
+    })
+}
+
+fn check_segments(path: &[u8]) -> Result<(), TargetError> {
+    let mut segments = path.split(|&byte| byte == b'/').peekable();
+    while let Some(segment) = segments.next() {
+        let is_last = segments.peek().is_none();
+        if segment == b"." || segment == b".." || segment.is_empty() && !is_last {
+            return Err(TargetError::Segment);
+        }
+    }
+    Ok(())
 }
 
 /// Removes parameters and decodes once.

@@ -1,7 +1,5 @@
 //! Which gateways a request has come through (RFC 9110 §7.6.3), so that one that comes round is recognised.
 
-use std::fmt;
-
 use httparse::Header;
 
 use super::fields::list;
@@ -10,9 +8,16 @@ use super::fields::list;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pseudonym(pub u64);
 
-impl fmt::Display for Pseudonym {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "tlsplice-{:016x}", self.0)
+impl Pseudonym {
+    /// The name. Every request is given it: no formatter makes it.
+    pub(super) fn name(self) -> [u8; 25] {
+        let mut name = *b"tlsplice-0000000000000000";
+        let mut rest = self.0;
+        for digit in name[9..].iter_mut().rev() {
+            *digit = b"0123456789abcdef"[(rest & 0xf) as usize];
+            rest >>= 4;
+        }
+        name
     }
 }
 
@@ -23,11 +28,11 @@ pub fn names(fields: &[Header<'_>], pseudonym: Pseudonym) -> bool {
     if vias.peek().is_none() {
         return false;
     }
-    let own = pseudonym.to_string();
+    let own = pseudonym.name();
     vias.flat_map(|field| list(field.value)).any(|element| {
         // The protocol, who received it, and perhaps a comment.
         let mut words = element.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
-        words.nth(1).is_some_and(|received_by| received_by.eq_ignore_ascii_case(own.as_bytes()))
+        words.nth(1).is_some_and(|received_by| received_by.eq_ignore_ascii_case(&own))
     })
 }
 

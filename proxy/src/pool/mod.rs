@@ -94,6 +94,8 @@ struct Group<T: Transport> {
 /// One endpoint, as this worker knows it.
 struct Place<T: Transport> {
     endpoint: Arc<Endpoint>,
+    /// The endpoint, for logs.
+    name: String,
     idle: RefCell<Vec<Idle<T>>>,
     idle_max: usize,
     idle_timeout: Duration,
@@ -161,8 +163,8 @@ impl<T: Transport> Drop for Seat<T> {
 impl<T: Transport> Lease<T> {
     /// The endpoint, for logs.
     #[must_use]
-    pub fn endpoint(&self) -> &Endpoint {
-        &self.seat.0.endpoint
+    pub fn endpoint(&self) -> &str {
+        &self.seat.0.name
     }
 
     /// What this worker counts of the endpoint.
@@ -233,7 +235,7 @@ impl<N: Network> Pool<N> {
         fresh: bool,
     ) -> Result<Lease<N::Io>, ConnectError> {
         let group = &self.groups[upstream];
-        let mut tried = vec![false; group.places.len()];
+        let mut tried = Vec::new();
         let mut last = None;
         for _ in 0..CONNECT_ATTEMPTS_MAX {
             let Some(index) = group.choose(&tried, self.timers.now()) else { break };
@@ -251,13 +253,13 @@ impl<N: Network> Pool<N> {
                         group.on_failure(place, self.timers.now());
                     }
                     last = Some(ConnectError {
-                        endpoint: place.endpoint.to_string(),
+                        endpoint: place.name.clone(),
                         reason: explain(&error),
                         cause,
                     });
                 }
             }
-            tried[index] = true;
+            tried.push(index);
         }
         Err(last.unwrap_or_else(|| ConnectError {
             endpoint: "upstream".into(),
@@ -332,6 +334,7 @@ impl<T: Transport> Group<T> {
         counters: &impl Fn(&str, &str) -> Arc<EndpointCounters>,
     ) -> Self {
         let places = endpoints.iter().map(|endpoint| {
+            let name = endpoint.to_string();
             Rc::new(Place {
                 endpoint: Arc::clone(endpoint),
                 idle: RefCell::default(),
@@ -339,7 +342,8 @@ impl<T: Transport> Group<T> {
                 idle_timeout: upstream.keep_alive_timeout,
                 busy: Cell::new(0),
                 health: Cell::default(),
-                counters: counters(&upstream.name, &endpoint.to_string()),
+                counters: counters(&upstream.name, &name),
+                name,
             })
         });
         Self {
@@ -351,19 +355,21 @@ impl<T: Transport> Group<T> {
         }
     }
 
-    fn choose(&self, tried: &[bool], now: Tick) -> Option<usize> {
+    fn choose(&self, tried: &[usize], now: Tick) -> Option<usize> {
         let turn = self.turn.replace(self.turn.get().wrapping_add(1));
-        let candidates: Vec<Candidate> = self
-            .places
-            .iter()
-            .zip(tried)
-            .map(|(place, &tried)| Candidate {
-                busy: place.busy.get(),
-                health: place.health.get(),
-                tried,
-            })
-            .collect();
-        let index = health::choose(&candidates, turn % candidates.len().max(1), now)?;
+        let index = match &self.places[..] {
+            // However it does, there is no other.
+            [_] if tried.is_empty() => 0,
+            places => {
+                let candidates = places.iter().enumerate().map(|(index, place)| Candidate {
+                    busy: place.busy.get(),
+                    health: place.health.get(),
+                    tried: tried.contains(&index),
+                });
+                let candidates: Vec<Candidate> = candidates.collect();
+                health::choose(&candidates, turn % candidates.len().max(1), now)?
+            }
+        };
         let place = &self.places[index];
         place.change_health(Health::on_chosen);
         Some(index)

@@ -161,6 +161,21 @@ fn only_options_that_may_go_no_further_are_for_the_gateway() {
 }
 
 #[test]
+fn the_host_is_told_without_its_port() {
+    for (authority, host) in [
+        ("h", "h"),
+        ("h:80", "h"),
+        ("[::1]", "[::1]"),
+        ("[::1]:80", "[::1]"),
+        ("1.2.3.4:5", "1.2.3.4"),
+    ] {
+        let bytes = format!("GET / HTTP/1.1\r\nHost: {authority}\r\n\r\n");
+        assert!(asked(&bytes, |head| head.host() == host), "{authority}");
+    }
+    assert!(asked("GET / HTTP/1.0\r\n\r\n", |head| head.host().is_empty()));
+}
+
+#[test]
 fn only_methods_that_may_be_repeated_are_idempotent() {
     for (method, expected) in [
         ("GET", true),
