@@ -154,8 +154,7 @@ pub fn role(name: &str) -> Role {
     let mut named = named(name.len()).iter();
     if let Some((_, role)) = named.find(|(own, _)| is(name.as_bytes(), own)) {
         *role
-    } else if starts_with_ignore_case(name, "x-forwarded-") || name.bytes().any(|byte| byte == b'_')
-    {
+    } else if starts_with_ignore_case(name, "x-forwarded-") || name.contains('_') {
         // CGI and servlet containers map `-` and `_` to the same variable: `X_Forwarded_For` would pass as ours.
         Role::Identity
     } else if starts_with_ignore_case(name, "sec-websocket-") {

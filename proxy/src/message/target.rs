@@ -105,7 +105,8 @@ static QUERY_BYTES: [bool; 256] = graphic_except(b"\"#<>\\");
 static PATH_BYTES: [bool; 256] = graphic_except(b"\"#<>\\^`{|}?");
 
 fn consists_of(text: &str, allowed: &[bool; 256]) -> bool {
-    text.bytes().all(|byte| allowed[usize::from(byte)])
+    // To the end, whatever is found: a branch less for each byte.
+    text.bytes().fold(true, |is_allowed, byte| is_allowed & allowed[usize::from(byte)])
 }
 
 /// Visible ASCII without `excluded`.
