@@ -58,13 +58,19 @@ pub(super) fn restrict(ring: RawFd) -> io::Result<()> {
     register(ring, REGISTER_ENABLE_RINGS, &[])
 }
 
-/// Makes a disabled ring by `make`, which does not tell its descriptor, and does as [`restrict`].
+/// Lets one thread at a time make a ring and give it its list: one that searches for its own must not find that of another.
+pub(super) fn exclusively<T>(make: impl FnOnce() -> T) -> T {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    make()
+}
+
+/// Makes a disabled ring by `make`, which does not tell its descriptor, and does as [`restrict`]. To be called
+/// [`exclusively`].
 ///
 /// # Errors
 /// Those of `make`, of `/proc`, and of `io_uring_register(2)`.
 pub(super) fn restricted<T>(make: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let made = make()?;
     for entry in fs::read_dir("/proc/self/fd")? {
         let entry = entry?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode, types};
 
-use super::restrict::{restrict, restricted};
+use super::restrict::{exclusively, restrict, restricted};
 use super::{compat, driver, op};
 
 /// Operations without which there is no gateway, with the kernel that brought the youngest: 5.6.
@@ -214,10 +214,10 @@ fn disabled(ring: Ring) -> io_uring::Builder {
 
 /// Builds, and again when the memory of the ring that was tried may not have come back.
 fn patiently<T>(build: impl Fn() -> io::Result<T>) -> Result<T, StartError> {
-    let built = match build() {
+    let built = match exclusively(&build) {
         Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
             std::thread::sleep(MEMORY_RETURN);
-            build()
+            exclusively(build)
         }
         built => built,
     };
