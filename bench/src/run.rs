@@ -28,8 +28,10 @@ const GATEWAY_IS_BUSY: f64 = 0.9;
 const SETTLE: Duration = Duration::from_millis(1000);
 /// Runs of points that measure memory: each starts a process and opens all tunnels anew, and hardly differs.
 const IDLE_RUNS: usize = 3;
-/// Runs that a point gets even when it is slow, unless it is very slow.
+/// Runs that a point gets even when it is slow, unless it is very slow,
 const RUNS_MIN: usize = 3;
+/// and in a quick run, so that there is time for all points.
+const QUICK_RUNS_MIN: usize = 2;
 const WARM_UP_MIN: Duration = Duration::from_millis(400);
 /// The same where the clock sets the pace: what piled up at first has to be worked off, which takes Apache a second.
 const PACED_WARM_UP_MIN: Duration = Duration::from_millis(1500);
@@ -174,7 +176,8 @@ impl Bench<'_> {
             .any(|bar| matches!(bar.figure, Figure::AddedP50 | Figure::AddedP99 | Figure::P99));
         let mut subjects: Vec<Subject> = (0..self.plan.kinds.len()).map(Subject::Gateway).collect();
         subjects.extend(needs_direct.then_some(Subject::Direct));
-        subjects.extend(point.floor.then_some(Subject::Gateway(self.plan.kinds.len())));
+        let has_floor = point.floor && !self.plan.quick;
+        subjects.extend(has_floor.then_some(Subject::Gateway(self.plan.kinds.len())));
         outcome.cells = subjects.iter().map(|subject| self.cell(*subject)).collect();
         if point.tomcat
             && let Err(error) = self.warm_tomcat(&point.groups)
@@ -187,9 +190,10 @@ impl Bench<'_> {
         // A little more than its share, since others take less.
         let time_left = self.plan.bound.saturating_sub(self.begun.elapsed());
         let share = time_left * 5 / 4 / u32::try_from(left.max(2)).unwrap_or(u32::MAX);
+        let runs_min = if self.plan.quick { QUICK_RUNS_MIN } else { RUNS_MIN };
         let begun = Instant::now();
         for round in 0..runs {
-            let is_slow = begun.elapsed() > share && round >= RUNS_MIN;
+            let is_slow = begun.elapsed() > share && round >= runs_min;
             if is_slow || round > 0 && begun.elapsed() > share * 2 {
                 outcome
                     .note

@@ -37,7 +37,7 @@ enum Driven<O: Operation> {
 }
 
 /// Hands `operation` to the kernel. The entry is submitted when the thread next has nothing to do, or when some others
-/// are waiting with it.
+/// are waiting with it; an [urgent](Operation::IS_URGENT) one at once where little goes on.
 ///
 /// # Panics
 /// Outside [`start`](super::start).
