@@ -160,11 +160,12 @@ impl Schedule {
         self.peer = PeerKey::Good;
     }
 
-    /// What is to be announced now; `is_worn` says that our own key has sealed enough.
+    /// Whether something is to be announced though our own key is good.
     fn is_announcement_due(&self) -> bool {
         self.is_update_asked || self.peer == PeerKey::Worn
     }
 
+    /// What is to be announced now; `is_worn` says that our own key has sealed enough.
     fn take_announcement(&mut self, is_worn: bool) -> Announcement {
         let is_asked = std::mem::take(&mut self.is_update_asked);
         match self.peer {

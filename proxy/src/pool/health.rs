@@ -91,17 +91,23 @@ pub struct Candidate {
     pub tried: bool,
 }
 
-/// The index of the endpoint for the next request: the least busy available one, in turn among equals. When none is
+/// The index of the endpoint for the next request, of `count`: the least busy available one, in turn among equals. When none is
 /// available the least busy one not yet tried: to try is better than to give up unasked. None when all were tried.
 #[must_use]
-pub fn choose(candidates: &[Candidate], turn: usize, now: Tick) -> Option<usize> {
-    let count = candidates.len();
+pub fn choose(
+    count: usize,
+    candidate: impl Fn(usize) -> Candidate,
+    turn: usize,
+    now: Tick,
+) -> Option<usize> {
     let best = |only_available: bool| {
         (0..count)
-            .map(|offset| (turn + offset) % count)
-            .filter(|&index| !candidates[index].tried)
-            .filter(|&index| !only_available || candidates[index].health.is_available(now))
-            .min_by_key(|&index| candidates[index].busy)
+            .map(|offset| (turn % count + offset) % count)
+            .map(|index| (index, candidate(index)))
+            .filter(|(_, candidate)| !candidate.tried)
+            .filter(|(_, candidate)| !only_available || candidate.health.is_available(now))
+            .min_by_key(|(_, candidate)| candidate.busy)
+            .map(|(index, _)| index)
     };
     best(true).or_else(|| best(false))
 }
@@ -161,7 +167,7 @@ mod tests {
                 tried,
             }).collect();
             let untried: Vec<&Candidate> = candidates.iter().filter(|candidate| !candidate.tried).collect();
-            match choose(&candidates, turn, at(1)) {
+            match choose(candidates.len(), |index| candidates[index], turn, at(1)) {
                 None => prop_assert!(untried.is_empty()),
                 Some(index) => {
                     let chosen = candidates[index];

@@ -357,19 +357,12 @@ impl<T: Transport> Group<T> {
 
     fn choose(&self, tried: &[usize], now: Tick) -> Option<usize> {
         let turn = self.turn.replace(self.turn.get().wrapping_add(1));
-        let index = match &self.places[..] {
-            // However it does, there is no other.
-            [_] if tried.is_empty() => 0,
-            places => {
-                let candidates = places.iter().enumerate().map(|(index, place)| Candidate {
-                    busy: place.busy.get(),
-                    health: place.health.get(),
-                    tried: tried.contains(&index),
-                });
-                let candidates: Vec<Candidate> = candidates.collect();
-                health::choose(&candidates, turn % candidates.len().max(1), now)?
-            }
+        let candidate = |index: usize| Candidate {
+            busy: self.places[index].busy.get(),
+            health: self.places[index].health.get(),
+            tried: tried.contains(&index),
         };
+        let index = health::choose(self.places.len(), candidate, turn, now)?;
         let place = &self.places[index];
         place.change_health(Health::on_chosen);
         Some(index)

@@ -5,28 +5,17 @@ use std::cell::Cell;
 
 use proptest::prelude::*;
 
+use super::splice_tests::{PACE, put_all};
+use super::tests::unframed;
 use super::*;
 use crate::handshake::testing::{received_by, sealed_by, suites};
+use crate::message::framing::Framing;
 use crate::stream::testing::{Bench, noise, read_all, run};
-use crate::transport::double::{Double, Mood, pair};
-
-const PACE: Pace = Pace::Idle(std::time::Duration::from_secs(60));
+use crate::transport::double::{Mood, pair};
 
 /// How the body is framed on its way in, and out.
 fn framings() -> impl Strategy<Value = (bool, Sink)> {
     (any::<bool>(), prop_oneof![Just(Sink::Raw), Just(Sink::Chunked)])
-}
-
-async fn put_all(end: &Double, mut wire: &[u8]) {
-    while !wire.is_empty() {
-        match end.try_send(wire) {
-            Ok(count) => wire = &wire[count..],
-            Err(error) if crate::stream::is_retry(&error) => {
-                end.writable().await.expect("it lives")
-            }
-            Err(error) => panic!("{error}"),
-        }
-    }
 }
 
 /// `data` as a source of that framing brings it.
@@ -41,19 +30,7 @@ fn framed(is_chunked: bool, data: &[u8], piece: usize) -> (Source, Vec<u8>) {
         wire.extend_from_slice(b"\r\n");
     }
     wire.extend_from_slice(b"0\r\n\r\n");
-    (Source::new(crate::message::framing::Framing::Chunked), wire)
-}
-
-/// The data behind a sink's framing.
-fn unframed(sink: Sink, mut wire: Vec<u8>) -> Vec<u8> {
-    if sink == Sink::Raw {
-        return wire;
-    }
-    let mut source = Source::new(crate::message::framing::Framing::Chunked);
-    let step = source.take(&mut wire).expect("well-formed chunks");
-    assert!(step.ended && step.consumed == wire.len());
-    wire.truncate(step.data_len);
-    wire
+    (Source::new(Framing::Chunked), wire)
 }
 
 proptest! {
@@ -76,6 +53,7 @@ proptest! {
             near.set_mood(Mood::Rough(seed));
             far.set_mood(Mood::Rough(!seed));
             let (body, wire) = framed(is_chunked, &data, piece);
+            let wire_len = wire.len() as u64;
             let suite = Some(suites()[suite].suite());
             let wire_out = Cell::new(Vec::new());
             let mut client = None;
@@ -101,7 +79,7 @@ proptest! {
             };
             let (moved, (), ()) = tokio::join!(relay, put_all(&source, &wire), take);
             assert_eq!(moved, len as u64);
-            assert_eq!(from.count(), to_count(is_chunked, &data, piece));
+            assert_eq!(from.count(), wire_len, "no byte behind the body is taken");
             let wire = wire_out.take();
             match &mut client {
                 Some(client) => received_by(client, &wire).expect("authentic"),
@@ -110,11 +88,6 @@ proptest! {
         });
         prop_assert!(unframed(sink, received) == data, "other bytes");
     }
-}
-
-/// Bytes of input that a body takes.
-fn to_count(is_chunked: bool, data: &[u8], piece: usize) -> u64 {
-    framed(is_chunked, data, piece).1.len() as u64
 }
 
 #[test]

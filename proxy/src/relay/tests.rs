@@ -70,7 +70,7 @@ fn bodies() -> Vec<(Framing, &'static [u8], &'static [u8])> {
 }
 
 /// The data behind a sink's framing.
-fn unframed(sink: Sink, mut wire: Vec<u8>) -> Vec<u8> {
+pub(super) fn unframed(sink: Sink, mut wire: Vec<u8>) -> Vec<u8> {
     if sink == Sink::Raw {
         return wire;
     }

@@ -29,8 +29,8 @@ use super::op::outcome;
 /// of 1,000 tunnels cost some 10 % more than without a bound.
 const HELD_BACK_MAX: usize = 64;
 
-/// So many completions in one turn are few: then no send is held back. Of four messages that come together each leaves
-/// without waiting for the next one, which is worth a tenth of the median delay where they come in such bursts.
+/// So many completions in one turn are few: then no send is held back, so that of a few messages that come together each
+/// leaves without waiting for the next one.
 const FEW: usize = 4;
 
 /// What a thread says whose ring works no more: it cannot go on.
