@@ -127,6 +127,15 @@ pub fn shutdown(socket: BorrowedFd<'_>, how: Shutdown) {
     drop(SockRef::from(&socket).shutdown(how));
 }
 
+/// Has a TCP socket acknowledge what it has received, and what it receives next not at once but when this is called again, with
+/// what it sends, or when the kernel's patience ends (40 ms). Nothing comes of it on a socket of another kind.
+pub fn acknowledge(socket: BorrowedFd<'_>) {
+    // Turning it on sends what is due, turning it off begins to wait (`__tcp_sock_set_quickack`).
+    for is_quick in [true, false] {
+        let _ = rustix::net::sockopt::set_tcp_quickack(socket, is_quick);
+    }
+}
+
 /// Raises the bound on open descriptors (`RLIMIT_NOFILE`) to what the administrator allows, and returns it.
 ///
 /// # Errors

@@ -187,6 +187,12 @@ pub trait Transport: Clone + 'static {
     /// Whether the connection still stands: not after a reset.
     fn is_connected(&self) -> bool;
 
+    /// Has what was received acknowledged when the thread has nothing else to do, and what comes next not by receiving it.
+    ///
+    /// Of a stream that goes one way the kernel acknowledges each small part as soon as it is received, in the call that
+    /// receives it (`tcp_cleanup_rbuf`): before it can be passed on, at about half the cost of passing it on.
+    fn acknowledge(&self);
+
     /// Has its end reset the connection, so that the peer does not wait with bytes that nobody takes any more.
     ///
     /// Without it a peer whose window was shut waits for a minute: a socket that was shut down tells of no room when its last

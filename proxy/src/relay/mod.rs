@@ -49,6 +49,10 @@ impl RelayError {
     }
 }
 
+/// What is received at once and is no more than this is a small part: its acknowledgement is not to come before it has been
+/// passed on. Larger ones the kernel acknowledges as it thinks fit, bytes.
+const SMALL_PART_BYTES_MAX: usize = 4096;
+
 /// Passes on all that `from` holds, of which the last part may stay staged until the next flush. Much of it goes in the
 /// buffer in which it came.
 async fn pass<T: Transport, U: Transport>(

@@ -13,7 +13,7 @@ use crate::message::framing::Framing;
 use crate::stream::testing::{Bench, WRITE_TIMEOUT, noise, read_all, run, settle, write_all};
 use crate::stream::{Reader, Writer};
 use crate::timers::Tick;
-use crate::transport::double::{Direction, Double, Mood, pair};
+use crate::transport::double::{Direction, Double, Mood, Step, pair};
 
 const IDLE: Duration = Duration::from_secs(60);
 const PACE: Pace = Pace::Idle(IDLE);
@@ -145,6 +145,38 @@ fn a_chunk_of_one_byte_leaves_before_the_next_is_waited_for() {
             assert_eq!(opened_by(&mut client, &got(&sink)), b"0\r\n\r\n");
         });
     }
+}
+
+#[test]
+fn a_small_part_is_acknowledged_when_it_has_been_passed_on() {
+    run(async {
+        let bench = Bench::new();
+        let ((source, near), (far, sink)) = (pair(1 << 16), pair(1 << 16));
+        let (mut from, _w) = bench.plain(near.clone());
+        let (_r, mut to) = bench.plain(far.clone());
+        let relay = tokio::task::spawn_local(async move {
+            let body = Source::new(Framing::Chunked);
+            pump(&mut from, &mut to, body, Sink::Chunked, PACE, None).await
+        });
+        settle().await;
+        let before = near.acknowledgements();
+        far.script(Direction::Send, [Step::Hold]);
+        put(&source, b"2\r\nab\r\n");
+        settle().await;
+        assert_eq!(near.acknowledgements(), before, "it has not left");
+        far.release(Direction::Send);
+        settle().await;
+        assert_eq!(got(&sink), b"2\r\nab\r\n");
+        assert_eq!(near.acknowledgements(), before + 1);
+        let large = [&b"2000\r\n"[..], &[b'x'; 0x2000], b"\r\n"].concat();
+        put(&source, &large);
+        settle().await;
+        assert_eq!(got(&sink).len(), large.len());
+        assert_eq!(near.acknowledgements(), before + 1, "the kernel's business");
+        put(&source, b"0\r\n\r\n");
+        assert_eq!(relay.await.expect("no panic").expect("it ends well"), 2 + 0x2000);
+        assert_eq!(far.acknowledgements(), 0, "nothing came from there");
+    });
 }
 
 #[test]
@@ -337,6 +369,8 @@ struct Tunnel {
     bench: Bench,
     client: Double,
     upstream: Double,
+    /// The gateway's ends: the client's, the upstream's.
+    near: [Double; 2],
     task: tokio::task::JoinHandle<(Result<Ending, RelayError>, Halves, Halves)>,
 }
 
@@ -347,6 +381,7 @@ fn start(capacity: usize, early: (&[u8], &[u8])) -> Tunnel {
     let ((client, down), (up, upstream)) = (pair(capacity), pair(capacity));
     put_some(&client, early.0);
     put_some(&upstream, early.1);
+    let near = [down.clone(), up.clone()];
     let (mut down, mut up) = (bench.plain(down), bench.plain(up));
     // What is there already was read together with the heads.
     assert_eq!(down.0.is_quiet(), early.0.is_empty());
@@ -361,7 +396,7 @@ fn start(capacity: usize, early: (&[u8], &[u8])) -> Tunnel {
         .await;
         (result, down, up)
     });
-    Tunnel { bench, client, upstream, task }
+    Tunnel { bench, client, upstream, near, task }
 }
 
 #[test]
@@ -374,6 +409,31 @@ fn early_bytes_go_first_in_both_directions() {
         settle().await;
         assert_eq!(got(&tunnel.upstream), b"first frame, second");
         assert_eq!(got(&tunnel.client), b"greeting, answer");
+    });
+}
+
+#[test]
+fn a_tunnel_acknowledges_what_goes_one_way_only() {
+    run(async {
+        let Tunnel { bench: _b, client, upstream, near, task: _t } = start(1 << 16, (b"", b""));
+        let say = async |end: &Double| {
+            put(end, b"message");
+            settle().await;
+        };
+        for _ in 0..3 {
+            say(&client).await;
+            say(&upstream).await;
+        }
+        let acknowledgements = || near.each_ref().map(Double::acknowledgements);
+        assert_eq!(acknowledgements(), [0, 0], "answers carry them");
+        for count in 1..4 {
+            say(&upstream).await;
+            assert_eq!(acknowledgements(), [0, count]);
+        }
+        say(&client).await;
+        assert_eq!(acknowledgements(), [0, 3]);
+        say(&client).await;
+        assert_eq!(acknowledgements(), [1, 3]);
     });
 }
 

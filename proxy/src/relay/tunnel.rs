@@ -1,12 +1,13 @@
 //! A tunnel: bytes both ways without looking at them, each direction ending for itself.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
 use super::splice::splice;
-use super::{Gaps, RelayError, Side, pass};
+use super::{Gaps, RelayError, SMALL_PART_BYTES_MAX, Side, pass};
 use crate::stream::{End, Fill, Reader, StreamError, Writer};
 use crate::transport::Transport;
 
@@ -40,18 +41,24 @@ pub async fn tunnel<T: Transport, U: Transport>(
 ) -> Result<Ending, RelayError> {
     let (down_watch, up_watch) = (down_reader.share_watch(), up_reader.share_watch());
     // A byte in either direction keeps both alive.
-    let touch = || {
+    let keep_alive = || {
         down_watch.receive_within(idle_timeout);
         up_watch.receive_within(idle_timeout);
     };
-    let touch_down = || {
-        touch();
-        gaps.on_bytes(down_watch.now());
+    let last = Cell::new(None);
+    let touch = |way| {
+        keep_alive();
+        last.replace(Some(way)) == Some(way)
     };
-    touch();
+    let touch_up = || touch(Way::Up);
+    let touch_down = || {
+        gaps.on_bytes(down_watch.now());
+        touch(Way::Down)
+    };
+    keep_alive();
     down_reader.expect_little();
     up_reader.expect_little();
-    let mut inbound = pin!(direction(down_reader, up_writer, &touch));
+    let mut inbound = pin!(direction(down_reader, up_writer, &touch_up));
     let mut outbound = pin!(direction(up_reader, down_writer, &touch_down));
     let (mut inbound_done, mut outbound_done) = (false, false);
     poll_fn(|cx| {
@@ -74,11 +81,19 @@ pub async fn tunnel<T: Transport, U: Transport>(
     .await
 }
 
-/// One direction until its end, which is passed on. `touch` is called for every movement.
+/// Where bytes went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Up,
+    Down,
+}
+
+/// One direction until its end, which is passed on. `touch` is called for every movement, and says whether the one before
+/// was in the same direction.
 async fn direction<T: Transport, U: Transport>(
     from: &mut Reader<T>,
     to: &mut Writer<U>,
-    touch: &impl Fn(),
+    touch: &impl Fn() -> bool,
 ) -> Result<Ending, RelayError> {
     let mut may_splice = from.may_splice() && to.may_splice();
     loop {
@@ -87,7 +102,10 @@ async fn direction<T: Transport, U: Transport>(
             let to_error = |error| RelayError::Stream(Side::To, error);
             pass(from, to).await.map_err(to_error)?;
             to.flush().await.map_err(to_error)?;
-            touch();
+            // Otherwise what goes the other way carries the acknowledgement.
+            if touch() && moved <= SMALL_PART_BYTES_MAX as u64 {
+                from.acknowledge();
+            }
         }
         if from.is_key_worn() || to.is_key_worn() {
             return Ok(Ending::KeyWorn);

@@ -225,6 +225,11 @@ impl<T: Transport> Reader<T> {
         self.io.reset_on_close();
     }
 
+    /// As [`Transport::acknowledge`] says.
+    pub fn acknowledge(&self) {
+        self.io.acknowledge();
+    }
+
     /// The number by which the kernel knows the socket; None where it has none.
     #[must_use]
     pub fn cookie(&self) -> Option<u64> {

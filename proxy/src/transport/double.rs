@@ -98,6 +98,7 @@ struct End {
     /// Records that the peer's key has protected; None without a record layer below.
     opened: Cell<Option<u64>>,
     random: Cell<Option<u64>>,
+    acknowledgements: Cell<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -235,6 +236,12 @@ impl Double {
     #[must_use]
     pub fn steps_left(&self, direction: Direction) -> usize {
         self.half(direction).steps.borrow().len()
+    }
+
+    /// How often this end was to acknowledge what it received.
+    #[must_use]
+    pub fn acknowledgements(&self) -> usize {
+        self.own().acknowledgements.get()
     }
 
     fn own(&self) -> &End {
@@ -422,6 +429,11 @@ impl Transport for Double {
     }
 
     fn reset_on_close(&self) {}
+
+    fn acknowledge(&self) {
+        let count = &self.own().acknowledgements;
+        count.set(count.get() + 1);
+    }
 
     fn kernel_tls(&self) -> Option<&dyn KernelTls> {
         if self.own().opened.get().is_some() { Some(self) } else { None }

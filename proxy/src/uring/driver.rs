@@ -2,7 +2,8 @@
 //!
 //! A turn runs tasks until all of them wait, then enters the kernel once: what they have asked for is submitted, of what has
 //! happened meanwhile some twenty operations complete (`DEFER_TASKRUN`: only then; all of them before Linux 6.13), and if there
-//! are none the thread sleeps there until one does. Where little goes on, what they send does not wait for that.
+//! are none the thread sleeps there until one does. Where little goes on, what they send does not wait for that. What can
+//! wait, acknowledgements, is done before the thread sleeps.
 //!
 //! A task may be woken from another thread, but its own sleeps on: it sees that when something completes.
 
@@ -10,9 +11,10 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::mem;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
@@ -23,6 +25,7 @@ use io_uring::{IoUring, opcode, squeue};
 use slab::Slab;
 
 use super::op::outcome;
+use super::unacknowledged::Unacknowledged;
 
 /// Entries that may wait for the end of a turn in which many operations complete. Beyond, they are submitted at once: a
 /// turn in which a thousand messages are handled would hold the first of them back until the last is done. With 16, messages
@@ -63,6 +66,7 @@ pub(super) struct Driver {
     has_skipped: Cell<bool>,
     /// Whether the ring ended without telling what became of its operations.
     is_broken: Cell<bool>,
+    unacknowledged: RefCell<Unacknowledged>,
     spawner: LocalSpawner,
 }
 
@@ -100,6 +104,7 @@ pub(super) fn run<F: Future>(ring: IoUring, main: impl FnOnce() -> F) -> F::Outp
         crowd: Cell::new(0),
         has_skipped: Cell::new(false),
         is_broken: Cell::new(false),
+        unacknowledged: RefCell::default(),
         spawner: tasks.spawner(),
     });
     DRIVER.set(Some(Rc::clone(&driver)));
@@ -244,6 +249,10 @@ impl Driver {
             return Ok(());
         }
         self.has_skipped.set(false);
+        let has_unacknowledged = !self.unacknowledged.borrow().is_empty();
+        if has_unacknowledged && self.turn_without_sleep()? > 0 {
+            return Ok(());
+        }
         let entered = self.ring.borrow().submit_and_wait(1);
         match entered {
             Ok(_) => self.crowd.set(self.reap()),
@@ -251,6 +260,41 @@ impl Driver {
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    /// Enters the kernel once, and returns how many operations have completed. If there are none, or there have been some too
+    /// often, what was received is acknowledged.
+    ///
+    /// # Errors
+    /// That of a ring that works no more.
+    fn turn_without_sleep(&self) -> io::Result<usize> {
+        let queued = self.ring.borrow_mut().submission().len();
+        let entered = self.enter(u32::try_from(queued).expect("the queue is shorter"));
+        if let Err(error) = entered
+            && !is_passing(&error)
+        {
+            return Err(error);
+        }
+        let completed = self.reap();
+        self.crowd.set(completed);
+        let mut unacknowledged = self.unacknowledged.borrow_mut();
+        if unacknowledged.is_due(completed) {
+            unacknowledged.acknowledge();
+        }
+        Ok(completed)
+    }
+
+    /// Has `socket` acknowledge what it received, when there is nothing else to do.
+    pub(super) fn acknowledge_later(&self, socket: Weak<OwnedFd>) {
+        self.unacknowledged.borrow_mut().push(socket);
+    }
+
+    /// Submits `count` entries, lets operations complete, and does not wait for any.
+    fn enter(&self, count: u32) -> io::Result<usize> {
+        const GETEVENTS: u32 = 1; // IORING_ENTER_GETEVENTS
+        let ring = self.ring.borrow();
+        // SAFETY: who queued the entries vouches for them, and there is no argument.
+        unsafe { ring.submitter().enter::<libc::sigset_t>(count, 0, GETEVENTS, None) }
     }
 
     /// Whether there are completions, and nothing is to be submitted.
@@ -261,11 +305,8 @@ impl Driver {
 
     /// Lets operations complete without submitting any: a kernel that has no memory for a new one does not come to that.
     fn make_room(&self) {
-        const GETEVENTS: u32 = 1; // IORING_ENTER_GETEVENTS
-        let ring = self.ring.borrow();
-        // SAFETY: nothing is submitted, nothing is waited for, and there is no argument.
-        let _ = unsafe { ring.submitter().enter::<libc::sigset_t>(0, 0, GETEVENTS, None) };
-        drop(ring);
+        // An error is met again at the next turn.
+        let _ = self.enter(0);
         self.reap();
     }
 

@@ -27,6 +27,7 @@ mod op;
 mod restrict;
 mod runtime;
 mod socket;
+mod unacknowledged;
 
 #[cfg(test)]
 mod tests;

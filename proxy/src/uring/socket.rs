@@ -221,6 +221,13 @@ impl Transport for Socket {
         SockRef::from(self).peer_addr().is_ok()
     }
 
+    fn acknowledge(&self) {
+        match super::driver::current() {
+            Some(driver) => driver.acknowledge_later(Rc::downgrade(&self.0.descriptor)),
+            None => sys::acknowledge(self.as_fd()),
+        }
+    }
+
     fn reset_on_close(&self) {
         // A socket that takes no such option is one without windows.
         let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));

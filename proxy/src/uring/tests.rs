@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Duration;
 
 use io_uring::{opcode, squeue, types};
@@ -201,4 +202,38 @@ fn rings_of_threads_that_start_together_are_all_usable() {
     for thread in threads {
         thread.join().unwrap();
     }
+}
+
+/// Bytes that the peer of `socket` has not acknowledged.
+fn unacknowledged(socket: &Socket) -> libc::c_int {
+    let mut count = 0;
+    // SAFETY: the pointer is to a live integer, which this request writes. The descriptor is borrowed, hence open.
+    let done = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
+    assert_eq!(done, 0);
+    count
+}
+
+#[test]
+fn what_is_received_is_acknowledged_when_nothing_else_is_to_be_done() {
+    // Of the kernel's patience, 40 ms, a machine may take more between two steps.
+    const ATTEMPTS: usize = 20;
+    ring(|| async {
+        let (here, there) = tcp_pair().await;
+        there.acknowledge();
+        sleep(Duration::from_millis(1)).await;
+        for attempt in 1.. {
+            let start = std::time::Instant::now();
+            here.send(filled(b"a part")).await.0.unwrap();
+            there.recv(Buffer::with_capacity(16)).await.0.unwrap();
+            let received = unacknowledged(&here);
+            there.acknowledge();
+            sleep(Duration::from_millis(1)).await;
+            let rested = unacknowledged(&here);
+            if start.elapsed() < Duration::from_millis(30) {
+                assert_eq!((received, rested), (6, 0), "it waits, and not for long");
+                break;
+            }
+            assert!(attempt < ATTEMPTS, "too slow a machine");
+        }
+    });
 }
