@@ -147,24 +147,23 @@ impl Cell {
         }
     }
 
-    /// The figure in each run that counts.
+    /// The figure in each run; None in those that do not count.
     #[must_use]
-    pub fn values(&self, figure: Figure, direct: Option<&Self>) -> Vec<f64> {
+    pub fn values(&self, figure: Figure, direct: Option<&Self>) -> Vec<Option<f64>> {
         let base = |of: fn(&Sample) -> f64| {
             direct.map_or(0.0, |cell| statistics::median(&cell.valid().map(of).collect::<Vec<_>>()))
         };
         let (p50, p99) = (base(|sample| sample.p50_us), base(|sample| sample.p99_us));
-        self.valid()
-            .filter_map(|sample| match figure {
-                Figure::CpuPerUnit => Some(sample.cpu_us_per_unit),
-                Figure::CpuPerGb => Some(sample.cpu_us_per_unit / 1e6),
-                Figure::Memory => sample.pss_bytes,
-                Figure::AddedP50 => Some((sample.p50_us - p50).max(0.0)),
-                Figure::AddedP99 => Some((sample.p99_us - p99).max(0.0)),
-                Figure::P99 => Some(sample.p99_us),
-                Figure::Scaling => Some(sample.units_per_second),
-            })
-            .collect()
+        let value = |sample: &Sample| match figure {
+            Figure::CpuPerUnit => Some(sample.cpu_us_per_unit),
+            Figure::CpuPerGb => Some(sample.cpu_us_per_unit / 1e6),
+            Figure::Memory => sample.pss_bytes,
+            Figure::AddedP50 => Some((sample.p50_us - p50).max(0.0)),
+            Figure::AddedP99 => Some((sample.p99_us - p99).max(0.0)),
+            Figure::P99 => Some(sample.p99_us),
+            Figure::Scaling => Some(sample.units_per_second),
+        };
+        self.samples.iter().map(|sample| value(sample).filter(|_| !sample.is_void)).collect()
     }
 
     fn valid(&self) -> impl Iterator<Item = &Sample> {
@@ -177,34 +176,39 @@ impl Outcome {
         let direct = self.cells.iter().find(|cell| cell.gateway == DIRECT);
         for bar in bars {
             let figure = bar.figure;
-            let all: Vec<(&Cell, Vec<f64>)> = self
+            let all: Vec<(&Cell, Vec<Option<f64>>)> = self
                 .cells
                 .iter()
                 .filter(|cell| cell.gateway != DIRECT || figure == Figure::P99)
                 .map(|cell| (cell, cell.values(figure, direct)))
-                .filter(|(_, values)| !values.is_empty())
+                .filter(|(_, values)| values.iter().any(Option::is_some))
                 .collect();
+            let median = |values: &[Option<f64>]| {
+                statistics::median(&values.iter().flatten().copied().collect::<Vec<_>>())
+            };
             let medians = all
                 .iter()
-                .map(|(cell, values)| (cell.gateway.clone(), statistics::median(values)))
+                .map(|(cell, values)| (cell.gateway.clone(), median(values)))
                 .collect::<BTreeMap<_, _>>();
-            let sign = if figure.is_gain() { -1.0 } else { 1.0 };
-            let best =
-                all.iter().filter(|(cell, _)| cell.role == Role::Rival).min_by(|(_, a), (_, b)| {
-                    (sign * statistics::median(a)).total_cmp(&(sign * statistics::median(b)))
-                });
             let ours =
                 all.iter().find(|(cell, _)| cell.role == Role::Ours).map(|(_, values)| values);
-            let ratio = ours.zip(best).and_then(|(ours, best)| statistics::ratio(ours, &best.1));
+            // Each rival's runs are compared with ours of the same round; the best is the one that ours is worst against.
+            let sign = if figure.is_gain() { -1.0 } else { 1.0 };
+            let rivals = all.iter().filter(|(cell, _)| cell.role == Role::Rival);
+            let (best, ratio) = rivals
+                .filter_map(|(cell, theirs)| {
+                    let pairs = ours?.iter().zip(theirs).filter_map(|(a, b)| a.zip(*b));
+                    Some((cell.gateway.clone(), statistics::ratio(pairs)?))
+                })
+                .max_by(|(_, a), (_, b)| (sign * a.value).total_cmp(&(sign * b.value)))
+                .unzip();
+            let ours = ours.map(|values| median(values));
             let is_met = match (bar.best, bar.absolute, ours) {
                 (Some(bound), _, _) => ratio.map(|ratio| ratio.value <= bound),
-                (None, Some(bound), Some(ours)) if figure.is_gain() => {
-                    Some(statistics::median(ours) >= bound)
-                }
-                (None, Some(bound), Some(ours)) => Some(statistics::median(ours) <= bound),
+                (None, Some(bound), Some(ours)) if figure.is_gain() => Some(ours >= bound),
+                (None, Some(bound), Some(ours)) => Some(ours <= bound),
                 _ => None,
             };
-            let best = best.map(|(cell, _)| cell.gateway.clone());
             self.rows.push(Row { figure, bar: *bar, medians, best, ratio, is_met });
         }
     }

@@ -39,6 +39,10 @@ const PACED_WARM_UP_MIN: Duration = Duration::from_millis(1500);
 const SLOW_WINDOWS: u32 = 3;
 /// A Tomcat compiles what it runs often: whoever came first would pay for all.
 const TOMCAT_WARM_UP: Duration = Duration::from_secs(4);
+/// Slices of a run where the load waits for answers: noise that outlasts a run of one gateway then meets all.
+const SLICES: usize = 4;
+/// Connections beyond which a slice would be over before all had their turn.
+const SLICED_CONNECTIONS_MAX: usize = 64;
 const SYSCALL_WINDOW: Duration = Duration::from_millis(200);
 
 /// How much is measured.
@@ -83,6 +87,15 @@ struct Bench<'a> {
     /// Those of the plan, and the floor.
     gateways: Vec<(Kind, Option<Gateway>)>,
     begun: Instant,
+}
+
+/// How long a sample takes.
+#[derive(Clone, Copy)]
+struct Timing {
+    /// Before what counts.
+    warm_up: Duration,
+    /// What counts.
+    window: Duration,
 }
 
 /// One column of a point.
@@ -187,27 +200,38 @@ impl Bench<'_> {
         }
         let is_idle = point.groups.iter().any(|group| group.work == Work::Idle);
         let runs = if is_idle { self.plan.runs.min(IDLE_RUNS) } else { self.plan.runs };
+        let is_sliced = is_sliced(layout, point);
+        let slices = if is_sliced { SLICES } else { 1 };
+        // Only where the run is sliced, clients are kept from one slice to the next.
+        let mut clients: Vec<Option<Client>> = subjects.iter().map(|_| None).collect();
         // A little more than its share, since others take less.
         let time_left = self.plan.bound.saturating_sub(self.begun.elapsed());
         let share = time_left * 5 / 4 / u32::try_from(left.max(2)).unwrap_or(u32::MAX);
         let runs_min = if self.plan.quick { QUICK_RUNS_MIN } else { RUNS_MIN };
         let begun = Instant::now();
-        for round in 0..runs {
-            let is_slow = begun.elapsed() > share && round >= runs_min;
-            if is_slow || round > 0 && begun.elapsed() > share * 2 {
+        for slice in 0..runs * slices {
+            let run = slice / slices;
+            let is_slow = begun.elapsed() > share && run >= runs_min;
+            if slice % slices == 0 && (is_slow || run > 0 && begun.elapsed() > share * 2) {
                 outcome
                     .note
-                    .get_or_insert_with(|| format!("{round} runs: there was no time for more."));
+                    .get_or_insert_with(|| format!("{run} runs: there was no time for more."));
                 break;
             }
-            for (subject, cell) in subjects.iter().zip(&mut outcome.cells) {
+            let columns = subjects.iter().zip(&mut outcome.cells).zip(&mut clients);
+            for ((subject, cell), client) in columns {
                 if cell.failure.is_some() {
                     continue;
                 }
-                if let Err(error) = self.sample(layout, point, *subject, round, cell) {
+                if let Err(error) = self.sample(layout, point, *subject, cell, client) {
                     cell.failure = Some(error.to_string());
                 }
-                eprint!(".");
+                if !is_sliced {
+                    *client = None;
+                }
+                if slice % slices == 0 {
+                    eprint!(".");
+                }
             }
         }
         outcome.cells.iter_mut().for_each(Cell::finish);
@@ -272,8 +296,8 @@ impl Bench<'_> {
         layout: Layout,
         point: &Point,
         subject: Subject,
-        round: usize,
         cell: &mut Cell,
+        kept: &mut Option<Client>,
     ) -> Result<()> {
         let failed = |error: io::Error| Error::failed(error.to_string());
         if let Subject::Gateway(index) = subject {
@@ -298,13 +322,33 @@ impl Bench<'_> {
             let sample = self.external(generator, &groups, fronts, &processes, layout)?;
             return cell.add(sample, None);
         }
-        let mut client = Client::open(&groups, fronts).map_err(failed)?;
-        let (sample, histogram) = self.window(&mut client, &processes, layout, point)?;
+        let mut client = match kept.take() {
+            Some(client) => client,
+            None => Client::open(&groups, fronts).map_err(failed)?,
+        };
+        let timing = self.timing(layout, point);
+        let (sample, histogram) = self.window(&mut client, &processes, layout, timing)?;
+        let is_first = cell.samples.is_empty();
         cell.add(sample, Some(histogram))?;
-        if round == 0 && !processes.is_empty() {
+        if is_first && !processes.is_empty() {
             cell.syscalls_per_unit = syscalls(&mut client, &processes);
         }
+        *kept = Some(client);
         Ok(())
+    }
+
+    fn timing(&self, layout: Layout, point: &Point) -> Timing {
+        let has_pace = |group: &Group| matches!(group.work, Work::Paced { .. } | Work::Stream);
+        let warm_up = match layout {
+            _ if point.groups.iter().any(has_pace) => PACED_WARM_UP_MIN,
+            Layout::OneCore => self.plan.warm_up,
+            // What piled up while the connections were made is not to be seen in latencies.
+            Layout::TwoCores | Layout::Scaling => self.plan.warm_up.max(WARM_UP_MIN),
+        };
+        let window = self.plan.window * if point.slow { SLOW_WINDOWS } else { 1 };
+        let slices = if is_sliced(layout, point) { SLICES } else { 1 };
+        let slices = u32::try_from(slices).unwrap_or(1);
+        Timing { warm_up: warm_up / slices, window: window / slices }
     }
 
     /// A gateway that runs: it is started when it is first needed, and again when it has ended.
@@ -330,17 +374,10 @@ impl Bench<'_> {
         client: &mut Client,
         processes: &[u32],
         layout: Layout,
-        point: &Point,
+        timing: Timing,
     ) -> Result<(Sample, Histogram<u64>)> {
         let failed = |error: io::Error| Error::failed(error.to_string());
-        let has_pace = |group: &Group| matches!(group.work, Work::Paced { .. } | Work::Stream);
-        let warm_up = match layout {
-            _ if point.groups.iter().any(has_pace) => PACED_WARM_UP_MIN,
-            Layout::OneCore => self.plan.warm_up,
-            // What piled up while the connections were made is not to be seen in latencies.
-            Layout::TwoCores | Layout::Scaling => self.plan.warm_up.max(WARM_UP_MIN),
-        };
-        let window = self.plan.window * if point.slow { SLOW_WINDOWS } else { 1 };
+        let Timing { warm_up, window } = timing;
         client.run(warm_up).map_err(failed)?;
         let usage = measure::usage(processes);
         let load = |client: &Client| {
@@ -406,7 +443,8 @@ impl Bench<'_> {
             let gateway = Gateway::start(kind, &setting)?;
             let mut client = Client::open(&point.groups, gateway.fronts).map_err(failed)?;
             let processes = gateway.processes();
-            samples.push(self.window(&mut client, &processes, Layout::Scaling, point)?.0);
+            let timing = self.timing(Layout::Scaling, point);
+            samples.push(self.window(&mut client, &processes, Layout::Scaling, timing)?.0);
         }
         let [one, two] = &samples[..] else { unreachable!("two are made") };
         let ratio = if is_alone {
@@ -465,6 +503,16 @@ impl Sample {
             ..self
         }
     }
+}
+
+/// Whether the runs of a point are made of slices: connections that are not driven then wait for their gateway's next slice, which
+/// those with a pace of their own would not.
+fn is_sliced(layout: Layout, point: &Point) -> bool {
+    let is_driven = |group: &Group| {
+        !matches!(group.work, Work::Paced { .. } | Work::Stream | Work::Idle)
+            && group.connections <= SLICED_CONNECTIONS_MAX
+    };
+    layout == Layout::OneCore && point.generator.is_none() && point.groups.iter().all(is_driven)
 }
 
 /// Whether something was done, and by those who were looked at.
