@@ -116,6 +116,8 @@ pub fn run(plan: &Plan) -> Result<Vec<Outcome>> {
     std::fs::create_dir_all(directory)
         .map_err(Error::io(format!("cannot make {}", directory.display())))?;
     raise_descriptors();
+    // Before anything is pinned.
+    let _ = cores();
     let origin = Origin::start(Some(0))?;
     let needs_tomcat = plan.points().any(|point| point.tomcat);
     let tomcat = needs_tomcat.then(|| Tomcat::start(&directory.join("tomcat")));
@@ -505,11 +507,12 @@ impl Sample {
     }
 }
 
-/// Whether the runs of a point are made of slices: connections that are not driven then wait for their gateway's next slice, which
-/// those with a pace of their own would not.
+/// Whether the runs of a point are made of slices: connections that are not driven then wait for their gateway's next slice.
+/// Those with a pace of their own would not; and of bulk, sockets hold so much that a good part of it would move between the
+/// slices, where nobody looks.
 fn is_sliced(layout: Layout, point: &Point) -> bool {
     let is_driven = |group: &Group| {
-        !matches!(group.work, Work::Paced { .. } | Work::Stream | Work::Idle)
+        matches!(group.work, Work::Get { .. } | Work::Echo { .. } | Work::Connect { .. })
             && group.connections <= SLICED_CONNECTIONS_MAX
     };
     layout == Layout::OneCore && point.generator.is_none() && point.groups.iter().all(is_driven)
