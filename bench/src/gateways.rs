@@ -216,6 +216,8 @@ impl Gateway {
             Kind::Nginx(_) => (include_str!("../rivals/nginx.conf"), "nginx.conf"),
             Kind::Haproxy(_) => (include_str!("../rivals/haproxy.cfg"), "haproxy.cfg"),
             Kind::Apache => {
+                // One that was killed left its number behind, which may be another process's by now.
+                let _ = fs::remove_file(directory.join("apache.pid"));
                 let routes = fill(include_str!("../rivals/apache-routes.conf"));
                 write(&directory.join("routes.conf"), &routes)?;
                 (include_str!("../rivals/apache.conf"), "apache.conf")
