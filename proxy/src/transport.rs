@@ -190,7 +190,7 @@ pub trait Transport: Clone + 'static {
     /// Has what was received acknowledged when the thread has nothing else to do, and what comes next not by receiving it.
     ///
     /// Of a stream that goes one way the kernel acknowledges each small part as soon as it is received, in the call that
-    /// receives it (`tcp_cleanup_rbuf`): before it can be passed on, at about half the cost of passing it on.
+    /// receives it (`tcp_cleanup_rbuf`): before it can be passed on, and in three times the time (9 us instead of 3).
     fn acknowledge(&self);
 
     /// Has its end reset the connection, so that the peer does not wait with bytes that nobody takes any more.
