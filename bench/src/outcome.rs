@@ -24,7 +24,7 @@ pub enum Role {
     Reference,
 }
 
-/// One run.
+/// One run, or one slice of it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Sample {
     /// CPU of the gateway per unit, microseconds.
@@ -147,7 +147,7 @@ impl Cell {
         }
     }
 
-    /// The figure in each run; None in those that do not count.
+    /// The figure in each sample, by round; None in those that do not count.
     #[must_use]
     pub fn values(&self, figure: Figure, direct: Option<&Self>) -> Vec<Option<f64>> {
         let base = |of: fn(&Sample) -> f64| {
@@ -233,4 +233,51 @@ impl Outcome {
 #[expect(clippy::cast_precision_loss, reason = "counts here are far below 2^52")]
 pub(crate) fn float(count: u64) -> f64 {
     count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cell(name: &str, role: Role, cpu: [f64; 3], void: usize) -> Cell {
+        let mut cell = Cell::new(name.to_owned(), role);
+        for (round, cpu_us_per_unit) in cpu.into_iter().enumerate() {
+            let sample = Sample { cpu_us_per_unit, is_void: round == void, ..Sample::default() };
+            cell.add(sample, None).expect("without latencies");
+        }
+        cell
+    }
+
+    #[test]
+    fn gateways_are_compared_within_a_round_with_the_rival_that_is_hardest_to_beat() {
+        let bar = Bar { figure: Figure::CpuPerUnit, best: Some(0.6), absolute: None };
+        let mut outcome = Outcome {
+            scenario: String::new(),
+            title: String::new(),
+            point: String::new(),
+            unit: String::new(),
+            layout: Layout::OneCore,
+            // The machine is three times as slow in the last round; of each, another round does not count.
+            cells: vec![
+                cell("ours", Role::Ours, [5.0, 5.0, 15.0], 1),
+                cell("good", Role::Rival, [99.0, 10.0, 30.0], 0),
+                cell("better", Role::Rival, [8.0, 8.0, 24.0], 3),
+            ],
+            rows: Vec::new(),
+            skipped: None,
+            note: None,
+        };
+        outcome.judge(&[bar]);
+        let row = &outcome.rows[0];
+        assert_eq!(row.best.as_deref(), Some("better"));
+        assert_eq!(row.ratio.map(|ratio| ratio.value), Some(0.625));
+        assert_eq!(row.is_met, Some(false));
+        outcome.cells.pop();
+        outcome.judge(&[bar]);
+        assert_eq!(
+            outcome.rows[1].ratio.map(|ratio| ratio.value),
+            Some(0.5),
+            "the last round alone"
+        );
+    }
 }

@@ -202,8 +202,7 @@ impl Bench<'_> {
         }
         let is_idle = point.groups.iter().any(|group| group.work == Work::Idle);
         let runs = if is_idle { self.plan.runs.min(IDLE_RUNS) } else { self.plan.runs };
-        let is_sliced = is_sliced(layout, point);
-        let slices = if is_sliced { SLICES } else { 1 };
+        let slices = slices(layout, point);
         // Only where the run is sliced, clients are kept from one slice to the next.
         let mut clients: Vec<Option<Client>> = subjects.iter().map(|_| None).collect();
         // A little more than its share, since others take less.
@@ -228,7 +227,7 @@ impl Bench<'_> {
                 if let Err(error) = self.sample(layout, point, *subject, cell, client) {
                     cell.failure = Some(error.to_string());
                 }
-                if !is_sliced {
+                if slices == 1 {
                     *client = None;
                 }
                 if slice % slices == 0 {
@@ -348,8 +347,7 @@ impl Bench<'_> {
             Layout::TwoCores | Layout::Scaling => self.plan.warm_up.max(WARM_UP_MIN),
         };
         let window = self.plan.window * if point.slow { SLOW_WINDOWS } else { 1 };
-        let slices = if is_sliced(layout, point) { SLICES } else { 1 };
-        let slices = u32::try_from(slices).unwrap_or(1);
+        let slices = u32::try_from(slices(layout, point)).expect("a few");
         Timing { warm_up: warm_up / slices, window: window / slices }
     }
 
@@ -507,15 +505,17 @@ impl Sample {
     }
 }
 
-/// Whether the runs of a point are made of slices: connections that are not driven then wait for their gateway's next slice.
-/// Those with a pace of their own would not; and of bulk, sockets hold so much that a good part of it would move between the
+/// Of how many slices a run of a point is made. Connections that are not driven wait for their gateway's next slice. Those with a pace of their own would not; and of bulk, sockets hold so much that a good part of it would move between the
 /// slices, where nobody looks.
-fn is_sliced(layout: Layout, point: &Point) -> bool {
+fn slices(layout: Layout, point: &Point) -> usize {
     let is_driven = |group: &Group| {
         matches!(group.work, Work::Get { .. } | Work::Echo { .. } | Work::Connect { .. })
             && group.connections <= SLICED_CONNECTIONS_MAX
     };
-    layout == Layout::OneCore && point.generator.is_none() && point.groups.iter().all(is_driven)
+    let is_sliced = layout == Layout::OneCore
+        && point.generator.is_none()
+        && point.groups.iter().all(is_driven);
+    if is_sliced { SLICES } else { 1 }
 }
 
 /// Whether something was done, and by those who were looked at.
@@ -553,4 +553,27 @@ fn syscalls(client: &mut Client, processes: &[u32]) -> Option<f64> {
 /// The same load for who knows no TLS.
 fn without_tls(groups: &[Group]) -> Vec<Group> {
     groups.iter().map(|group| Group { front: Front::Plain, ..group.clone() }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bulk_is_not_sliced_since_sockets_move_it_between_slices() {
+        let mut sliced = 0;
+        for scenario in crate::scenario::load(None, None).expect("our own") {
+            for point in &scenario.points {
+                let slices = slices(point.layout.unwrap_or(scenario.layout), point);
+                let is_bulk = |group: &Group| {
+                    matches!(group.work, Work::Download { .. } | Work::Upload { .. })
+                };
+                if point.groups.iter().any(is_bulk) {
+                    assert_eq!(slices, 1, "{} / {}", scenario.name, point.name);
+                }
+                sliced += usize::from(slices > 1);
+            }
+        }
+        assert!(sliced > 0);
+    }
 }

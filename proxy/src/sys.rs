@@ -130,10 +130,9 @@ pub fn shutdown(socket: BorrowedFd<'_>, how: Shutdown) {
 /// Has a TCP socket acknowledge what it has received, and what it receives next not at once but when this is called again, with
 /// what it sends, or when the kernel's patience ends (40 ms). Nothing comes of it on a socket of another kind.
 pub fn acknowledge(socket: BorrowedFd<'_>) {
+    let be_quick = |is_quick| rustix::net::sockopt::set_tcp_quickack(socket, is_quick);
     // Turning it on sends what is due, turning it off begins to wait (`__tcp_sock_set_quickack`).
-    for is_quick in [true, false] {
-        let _ = rustix::net::sockopt::set_tcp_quickack(socket, is_quick);
-    }
+    let _ = be_quick(true).and_then(|()| be_quick(false));
 }
 
 /// Raises the bound on open descriptors (`RLIMIT_NOFILE`) to what the administrator allows, and returns it.

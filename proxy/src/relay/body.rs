@@ -5,7 +5,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::splice::splice;
-use super::{RelayError, SMALL_PART_BYTES_MAX, Side, pass};
+use super::{RelayError, Side, acknowledge, pass};
 use crate::limits::{BODY_RATE_GRACE, SPLICE_BYTES_MIN};
 use crate::message::chunked::{self, ChunkError, Decoder};
 use crate::message::framing::Framing;
@@ -196,9 +196,7 @@ pub async fn pump<T: Transport, U: Transport>(
             return Ok(moved);
         }
         to.flush().await.map_err(to_error)?;
-        if step.consumed <= SMALL_PART_BYTES_MAX {
-            from.acknowledge();
-        }
+        acknowledge(from, step.consumed);
         let left = source.spliceable();
         let was_bulk = std::mem::replace(&mut is_bulk, left >= SPLICE_BYTES_MIN);
         if is_bulk && engine.is_splice() {

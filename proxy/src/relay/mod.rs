@@ -49,10 +49,6 @@ impl RelayError {
     }
 }
 
-/// What is received at once and is no more than this is a small part: its acknowledgement is not to come before it has been
-/// passed on. Larger ones the kernel acknowledges as it thinks fit, bytes.
-const SMALL_PART_BYTES_MAX: usize = 4096;
-
 /// Passes on all that `from` holds, of which the last part may stay staged until the next flush. Much of it goes in the
 /// buffer in which it came.
 async fn pass<T: Transport, U: Transport>(
@@ -66,6 +62,15 @@ async fn pass<T: Transport, U: Transport>(
     to.push_all(from.filled()).await?;
     from.consume(len);
     Ok(())
+}
+
+/// Has `count` bytes that were received and passed on acknowledged, where that is a small part of a stream that goes one way. Of
+/// more the kernel acknowledges what it thinks fit.
+fn acknowledge<T: Transport>(from: &Reader<T>, count: usize) {
+    const SMALL_BYTES_MAX: usize = 4096;
+    if count <= SMALL_BYTES_MAX {
+        from.acknowledge();
+    }
 }
 
 #[cfg(test)]

@@ -7,8 +7,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::splice::splice;
-use super::{Gaps, RelayError, SMALL_PART_BYTES_MAX, Side, pass};
+use super::{Gaps, RelayError, Side, acknowledge, pass};
 use crate::stream::{End, Fill, Reader, StreamError, Writer};
+use crate::telemetry::Direction;
 use crate::transport::Transport;
 
 /// What a wake-up must move inside the kernel to be worth its calls, in bytes: below, copying is cheaper.
@@ -50,10 +51,10 @@ pub async fn tunnel<T: Transport, U: Transport>(
         keep_alive();
         last.replace(Some(way)) == Some(way)
     };
-    let touch_up = || touch(Way::Up);
+    let touch_up = || touch(Direction::Up);
     let touch_down = || {
         gaps.on_bytes(down_watch.now());
-        touch(Way::Down)
+        touch(Direction::Down)
     };
     keep_alive();
     down_reader.expect_little();
@@ -81,13 +82,6 @@ pub async fn tunnel<T: Transport, U: Transport>(
     .await
 }
 
-/// Where bytes went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Up,
-    Down,
-}
-
 /// One direction until its end, which is passed on. `touch` is called for every movement, and says whether the one before
 /// was in the same direction.
 async fn direction<T: Transport, U: Transport>(
@@ -97,14 +91,15 @@ async fn direction<T: Transport, U: Transport>(
 ) -> Result<Ending, RelayError> {
     let mut may_splice = from.may_splice() && to.may_splice();
     loop {
-        let mut moved = from.filled().len() as u64;
-        if moved > 0 {
+        let len = from.filled().len();
+        let mut moved = len as u64;
+        if len > 0 {
             let to_error = |error| RelayError::Stream(Side::To, error);
             pass(from, to).await.map_err(to_error)?;
             to.flush().await.map_err(to_error)?;
             // Otherwise what goes the other way carries the acknowledgement.
-            if touch() && moved <= SMALL_PART_BYTES_MAX as u64 {
-                from.acknowledge();
+            if touch() {
+                acknowledge(from, len);
             }
         }
         if from.is_key_worn() || to.is_key_worn() {

@@ -237,7 +237,8 @@ impl Driver {
         }
     }
 
-    /// Enters the kernel once, and sleeps there until an operation has completed.
+    /// Enters the kernel, and sleeps there until an operation has completed. Where something is to be acknowledged, it first sees
+    /// whether one has, without sleeping: a call more before the sleep, and none before a message.
     ///
     /// # Errors
     /// That of a ring that works no more.
@@ -262,8 +263,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Enters the kernel once, and returns how many operations have completed. If there are none, or there have been some too
-    /// often, what was received is acknowledged.
+    /// Enters the kernel once, acknowledges what was received if nothing else is to be done, and returns how many operations
+    /// have completed.
     ///
     /// # Errors
     /// That of a ring that works no more.
@@ -277,10 +278,7 @@ impl Driver {
         }
         let completed = self.reap();
         self.crowd.set(completed);
-        let mut unacknowledged = self.unacknowledged.borrow_mut();
-        if unacknowledged.is_due(completed) {
-            unacknowledged.acknowledge();
-        }
+        self.unacknowledged.borrow_mut().after_turn(completed);
         Ok(completed)
     }
 

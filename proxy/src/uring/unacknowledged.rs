@@ -28,14 +28,13 @@ impl Unacknowledged {
         self.sockets.is_empty()
     }
 
-    /// After a turn in which `completed` operations have: whether those who wait are to go on before what that brought.
-    pub(super) fn is_due(&mut self, completed: usize) -> bool {
+    /// After a turn in which `completed` operations have: those who wait acknowledge what they received if there were none, or if they
+    /// have waited for long.
+    pub(super) fn after_turn(&mut self, completed: usize) {
         self.turns += 1;
-        completed == 0 || self.turns >= TURNS_MAX
-    }
-
-    /// Has all of them acknowledge what they received.
-    pub(super) fn acknowledge(&mut self) {
+        if completed > 0 && self.turns < TURNS_MAX {
+            return;
+        }
         self.turns = 0;
         for socket in self.sockets.drain(..) {
             if let Some(socket) = socket.upgrade() {
@@ -52,13 +51,17 @@ mod tests {
     #[test]
     fn who_waits_goes_on_in_a_quiet_turn_and_after_some_busy_ones() {
         let mut waiting = Unacknowledged::default();
-        assert!(waiting.is_due(0));
-        waiting.acknowledge();
-        for _ in 1..TURNS_MAX {
-            assert!(!waiting.is_due(1));
+        for _ in 0..2 {
+            waiting.push(Weak::new());
+            for _ in 1..TURNS_MAX {
+                waiting.after_turn(1);
+                assert!(!waiting.is_empty());
+            }
+            waiting.after_turn(1);
+            assert!(waiting.is_empty());
         }
-        assert!(waiting.is_due(1));
-        waiting.acknowledge();
-        assert!(!waiting.is_due(1));
+        waiting.push(Weak::new());
+        waiting.after_turn(0);
+        assert!(waiting.is_empty());
     }
 }
