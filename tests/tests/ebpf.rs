@@ -523,9 +523,14 @@ fn the_kernel_agrees_with_time_stamps_inside_the_stream() {
     let stamped = median(chunks.iter().map(|chunk| chunk.stamped));
     let measured = median(chunks.iter().map(|chunk| chunk.measured));
     println!("p50 {stamped:?} by time stamps, {measured:?} in the kernel; apart: {apart:?}");
-    // Chunk by chunk, since on a busy machine the client, too, has to wait for a processor: then stamps show more. Some are
-    // left alone by others.
-    assert!(apart[apart.len() / 10] < Duration::from_micros(200), "{apart:?}");
+    // Chunk by chunk, and as a part of what it took: on a busy or slow machine the client, too, has to wait for a
+    // processor, and stamps show more. Some chunks are left alone by others.
+    let mut parts: Vec<f64> = chunks
+        .iter()
+        .map(|chunk| chunk.stamped.abs_diff(chunk.measured).div_duration_f64(chunk.stamped))
+        .collect();
+    parts.sort_unstable_by(f64::total_cmp);
+    assert!(parts[parts.len() / 10] < 0.15, "{chunks:?}");
 }
 
 #[test]
