@@ -60,6 +60,8 @@ pub enum Release {
 pub enum Kind {
     /// This project, with the path that a byte takes in it.
     Tlsplice(Route),
+    /// Another build of it, to compare with.
+    Another(PathBuf),
     /// nginx.
     Nginx(Release),
     /// HAProxy.
@@ -79,6 +81,7 @@ impl Kind {
             Self::Tlsplice(Route::UserCopy) => "user/copy",
             Self::Tlsplice(Route::KernelCopy) => "kernel/copy",
             Self::Tlsplice(Route::KernelSplice) => "kernel/splice",
+            Self::Another(_) => "another",
             Self::Nginx(Release::System) => "nginx",
             Self::Nginx(Release::Next) => "nginx-next",
             Self::Haproxy(Release::System) => "haproxy",
@@ -105,16 +108,17 @@ impl Kind {
         matches!(self, Self::Tlsplice(_))
     }
 
-    /// Whether it is somebody else's gateway.
+    /// Whether it is what ours is compared with.
     #[must_use]
     pub fn is_rival(&self) -> bool {
-        matches!(self, Self::Nginx(_) | Self::Haproxy(_) | Self::Apache)
+        matches!(self, Self::Another(_) | Self::Nginx(_) | Self::Haproxy(_) | Self::Apache)
     }
 
     /// The words that start it: the program, or what loads it with libraries of its own.
     fn program(&self, binary: &Path, next: &Path) -> Vec<OsString> {
         let (name, release) = match self {
             Self::Tlsplice(_) => return vec![binary.into()],
+            Self::Another(program) => return vec![program.into()],
             Self::Floor => {
                 let own = std::env::current_exe().unwrap_or_else(|_| "tlsplice-bench".into());
                 return vec![own.into()];
@@ -138,7 +142,7 @@ impl Kind {
     #[must_use]
     pub fn version(&self, binary: &Path, next: &Path) -> String {
         let argument = match self {
-            Self::Tlsplice(_) | Self::Floor => "--version",
+            Self::Tlsplice(_) | Self::Another(_) | Self::Floor => "--version",
             Self::Nginx(_) | Self::Haproxy(_) | Self::Apache => "-v",
         };
         let words = self.program(binary, next);
@@ -204,14 +208,16 @@ impl Gateway {
         let mut fronts = Fronts { tls: address()?, rsa: address()?, plain: address()? };
         match kind {
             // It chooses the certificate by name, on one listener.
-            Kind::Tlsplice(_) => fronts.rsa = fronts.tls,
+            Kind::Tlsplice(_) | Kind::Another(_) => fronts.rsa = fronts.tls,
             // It knows no TLS.
             Kind::Floor => (fronts.tls, fronts.rsa) = (fronts.plain, fronts.plain),
             _ => {}
         }
         let fill = |template: &str| fill(template, &directory, setting, fronts, kind);
         let (template, file): (&str, &str) = match kind {
-            Kind::Tlsplice(_) => (include_str!("../rivals/tlsplice.toml"), "tlsplice.toml"),
+            Kind::Tlsplice(_) | Kind::Another(_) => {
+                (include_str!("../rivals/tlsplice.toml"), "tlsplice.toml")
+            }
             Kind::Floor => ("", "none"),
             Kind::Nginx(_) => (include_str!("../rivals/nginx.conf"), "nginx.conf"),
             Kind::Haproxy(_) => (include_str!("../rivals/haproxy.cfg"), "haproxy.cfg"),
@@ -232,7 +238,7 @@ impl Gateway {
         command.args(["--cpu-list", &setting.cores]);
         command.args(&setting.wrapper).args(kind.program(&setting.binary, &setting.next));
         match kind {
-            Kind::Tlsplice(_) => command.args(["run", "--config"]).arg(&file),
+            Kind::Tlsplice(_) | Kind::Another(_) => command.args(["run", "--config"]).arg(&file),
             Kind::Nginx(_) => command.arg("-c").arg(&file),
             Kind::Haproxy(_) => command.args(["-db", "-f"]).arg(&file),
             Kind::Apache => command.args(["-DFOREGROUND", "-f"]).arg(&file),

@@ -34,6 +34,9 @@ pub struct Options {
     /// unpacked beside the system); or `none`. [default: all, with --quick those of this system]
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     pub rivals: Option<Vec<String>>,
+    /// Another build of tlsplice, which is then the first rival: what a change of this project gains or costs.
+    #[arg(long, value_name = "FILE", conflicts_with = "paths")]
+    pub against: Option<PathBuf>,
     /// Where the report is written [default: target/bench].
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -116,7 +119,9 @@ impl Options {
     pub fn kinds(&self, has_kernel_tls: bool) -> Result<Vec<Kind>> {
         let routes: &[Route] = match (self.paths, has_kernel_tls) {
             (false, _) => {
-                return Ok([vec![Kind::Tlsplice(Route::Auto)], self.rivals()?].concat());
+                let ours = [Kind::Tlsplice(Route::Auto)].into_iter();
+                let another = self.against.clone().map(Kind::Another);
+                return Ok(ours.chain(another).chain(self.rivals()?).collect());
             }
             (true, true) => &[Route::UserCopy, Route::KernelCopy, Route::KernelSplice],
             (true, false) => &[Route::UserCopy],
@@ -146,6 +151,8 @@ mod tests {
         assert_eq!(names(&["--quick"]), all[..4]);
         assert_eq!(names(&["--rivals", "haproxy-next,apache"]), ["tlsplice", all[5], all[3]]);
         assert_eq!(names(&["--rivals", "none"]), ["tlsplice"]);
+        let another = ["--against", "/old/tlsplice", "--rivals", "none"];
+        assert_eq!(names(&another), ["tlsplice", "another"]);
         assert_eq!(names(&["--paths"]), ["user/copy", "kernel/copy", "kernel/splice"]);
         let error = options(&["--rivals", "caddy"]).rivals().expect_err("unknown").to_string();
         assert!(error.contains("\"caddy\"") && error.contains("nginx-next"), "{error}");

@@ -147,27 +147,25 @@ impl Cell {
         }
     }
 
-    /// The figure in each sample, by round; None in those that do not count.
+    /// The figure in each sample, by round; None in those that do not count. What is added to `direct` is so within the round,
+    /// too.
     #[must_use]
     pub fn values(&self, figure: Figure, direct: Option<&Self>) -> Vec<Option<f64>> {
-        let base = |of: fn(&Sample) -> f64| {
-            direct.map_or(0.0, |cell| statistics::median(&cell.valid().map(of).collect::<Vec<_>>()))
+        let added = |round: usize, of: fn(&Sample) -> f64| {
+            let base = direct.and_then(|cell| cell.samples.get(round).filter(|base| !base.is_void));
+            Some((of(&self.samples[round]) - of(base?)).max(0.0))
         };
-        let (p50, p99) = (base(|sample| sample.p50_us), base(|sample| sample.p99_us));
-        let value = |sample: &Sample| match figure {
+        let value = |(round, sample): (usize, &Sample)| match figure {
+            _ if sample.is_void => None,
             Figure::CpuPerUnit => Some(sample.cpu_us_per_unit),
             Figure::CpuPerGb => Some(sample.cpu_us_per_unit / 1e6),
             Figure::Memory => sample.pss_bytes,
-            Figure::AddedP50 => Some((sample.p50_us - p50).max(0.0)),
-            Figure::AddedP99 => Some((sample.p99_us - p99).max(0.0)),
+            Figure::AddedP50 => added(round, |sample| sample.p50_us),
+            Figure::AddedP99 => added(round, |sample| sample.p99_us),
             Figure::P99 => Some(sample.p99_us),
             Figure::Scaling => Some(sample.units_per_second),
         };
-        self.samples.iter().map(|sample| value(sample).filter(|_| !sample.is_void)).collect()
-    }
-
-    fn valid(&self) -> impl Iterator<Item = &Sample> {
-        self.samples.iter().filter(|sample| !sample.is_void)
+        self.samples.iter().enumerate().map(value).collect()
     }
 }
 

@@ -33,16 +33,23 @@ const RUNS_MIN: usize = 3;
 /// and in a quick run, so that there is time for all points.
 const QUICK_RUNS_MIN: usize = 2;
 const WARM_UP_MIN: Duration = Duration::from_millis(400);
-/// The same where the clock sets the pace: what piled up at first has to be worked off, which takes Apache a second.
-const PACED_WARM_UP_MIN: Duration = Duration::from_millis(1500);
+/// The same where the clock sets the pace: what piled up while the connections were made has to be worked off. It takes
+/// Apache longer, which is told.
+const PACED_WARM_UP_MIN: Duration = Duration::from_millis(600);
 /// Windows that one of a slow point stands for.
 const SLOW_WINDOWS: u32 = 3;
 /// A Tomcat compiles what it runs often: whoever came first would pay for all.
 const TOMCAT_WARM_UP: Duration = Duration::from_secs(4);
 /// Slices of a run where the load waits for answers: noise that outlasts a run of one gateway then meets all.
 const SLICES: usize = 4;
+/// Shorter slices are not made: on a slow machine, nothing might be done in one.
+const SLICE_MIN: Duration = Duration::from_millis(60);
 /// Connections beyond which a slice would be over before all had their turn.
 const SLICED_CONNECTIONS_MAX: usize = 64;
+/// How many times the share of others a point has of the time, for which there is a bar: more rounds make a verdict surer.
+const BARRED_SHARES: u32 = 2;
+/// How long a window may get in which nothing is done yet, on a machine that is slow or busy.
+const WINDOW_MAX: Duration = Duration::from_secs(5);
 const SYSCALL_WINDOW: Duration = Duration::from_millis(200);
 
 /// How much is measured.
@@ -139,7 +146,7 @@ pub fn run(plan: &Plan) -> Result<Vec<Outcome>> {
     let gateways = kinds.map(|kind| (kind.clone(), None)).collect();
     let mut bench = Bench { plan, setting, origin, tomcat, gateways, begun: Instant::now() };
     let mut outcomes = Vec::new();
-    let mut left = plan.points().count();
+    let mut left: u32 = plan.points().map(shares).sum();
     for scenario in &plan.scenarios {
         for point in scenario.points.iter().filter(|point| point.quick || !plan.quick) {
             eprint!(
@@ -151,15 +158,15 @@ pub fn run(plan: &Plan) -> Result<Vec<Outcome>> {
             let outcome = bench.point(scenario, point, left);
             eprintln!("{}", outcome.brief());
             outcomes.push(outcome);
-            left -= 1;
+            left -= shares(point);
         }
     }
     Ok(outcomes)
 }
 
 impl Bench<'_> {
-    /// Runs a point, the first of `left` that share the time that is left.
-    fn point(&mut self, scenario: &Scenario, point: &Point, left: usize) -> Outcome {
+    /// Runs a point, whose shares are among the `left` ones of the time that is left.
+    fn point(&mut self, scenario: &Scenario, point: &Point, left: u32) -> Outcome {
         let layout = point.layout.unwrap_or(scenario.layout);
         let mut outcome = Outcome {
             scenario: scenario.name.clone(),
@@ -202,12 +209,12 @@ impl Bench<'_> {
         }
         let is_idle = point.groups.iter().any(|group| group.work == Work::Idle);
         let runs = if is_idle { self.plan.runs.min(IDLE_RUNS) } else { self.plan.runs };
-        let slices = slices(layout, point);
-        // Only where the run is sliced, clients are kept from one slice to the next.
+        let slices = slices(layout, point, self.plan.window);
+        let is_kept = point.groups.iter().all(is_kept);
         let mut clients: Vec<Option<Client>> = subjects.iter().map(|_| None).collect();
         // A little more than its share, since others take less.
         let time_left = self.plan.bound.saturating_sub(self.begun.elapsed());
-        let share = time_left * 5 / 4 / u32::try_from(left.max(2)).unwrap_or(u32::MAX);
+        let share = (time_left * shares(point) * 5 / 4 / left).min(time_left / 2);
         let runs_min = if self.plan.quick { QUICK_RUNS_MIN } else { RUNS_MIN };
         let begun = Instant::now();
         for slice in 0..runs * slices {
@@ -227,7 +234,7 @@ impl Bench<'_> {
                 if let Err(error) = self.sample(layout, point, *subject, cell, client) {
                     cell.failure = Some(error.to_string());
                 }
-                if slices == 1 {
+                if !is_kept {
                     *client = None;
                 }
                 if slice % slices == 0 {
@@ -347,7 +354,7 @@ impl Bench<'_> {
             Layout::TwoCores | Layout::Scaling => self.plan.warm_up.max(WARM_UP_MIN),
         };
         let window = self.plan.window * if point.slow { SLOW_WINDOWS } else { 1 };
-        let slices = u32::try_from(slices(layout, point)).expect("a few");
+        let slices = u32::try_from(slices(layout, point, self.plan.window)).expect("a few");
         Timing { warm_up: warm_up / slices, window: window / slices }
     }
 
@@ -386,7 +393,11 @@ impl Bench<'_> {
         };
         let load_before = load(client);
         let begun = Instant::now();
-        let tallies = client.run(window).map_err(failed)?;
+        let mut tallies = client.run(window).map_err(failed)?;
+        // Nothing of what was done so far is lost, since nothing was.
+        while tallies.iter().all(|tally| tally.units == 0) && begun.elapsed() < WINDOW_MAX {
+            tallies = client.run(window).map_err(failed)?;
+        }
         let wall = begun.elapsed().as_secs_f64();
         let load = load(client).saturating_sub(load_before);
         let usage = measure::usage(processes) - usage;
@@ -505,9 +516,10 @@ impl Sample {
     }
 }
 
-/// Of how many slices a run of a point is made. Connections that are not driven wait for their gateway's next slice. Those with a pace of their own would not; and of bulk, sockets hold so much that a good part of it would move between the
-/// slices, where nobody looks.
-fn slices(layout: Layout, point: &Point) -> usize {
+/// Of how many slices a run of a point is made, of which each has its part of `window`. Connections that are not driven wait
+/// for their gateway's next slice. Those with a pace of their own would not; and of bulk, sockets hold so much that a good
+/// part of it would move between the slices, where nobody looks.
+fn slices(layout: Layout, point: &Point, window: Duration) -> usize {
     let is_driven = |group: &Group| {
         matches!(group.work, Work::Get { .. } | Work::Echo { .. } | Work::Connect { .. })
             && group.connections <= SLICED_CONNECTIONS_MAX
@@ -515,7 +527,23 @@ fn slices(layout: Layout, point: &Point) -> usize {
     let is_sliced = layout == Layout::OneCore
         && point.generator.is_none()
         && point.groups.iter().all(is_driven);
-    if is_sliced { SLICES } else { 1 }
+    let fit = usize::try_from(window.as_millis() / SLICE_MIN.as_millis()).unwrap_or(SLICES);
+    if is_sliced { fit.clamp(1, SLICES) } else { 1 }
+}
+
+/// Whether connections of a group cost nothing while nobody drives them, and may be kept from one run to the next: a
+/// thousand of them are not opened within a second. Streams flow on; of bulk, what the sockets hold would.
+fn is_kept(group: &Group) -> bool {
+    match group.work {
+        Work::Get { .. } | Work::Echo { .. } | Work::Paced { .. } | Work::Connect { .. } => true,
+        Work::Idle | Work::Stream | Work::Download { .. } | Work::Upload { .. } => false,
+    }
+}
+
+/// Of the time for all points.
+fn shares(point: &Point) -> u32 {
+    let has_bar = point.bars.iter().any(|bar| bar.best.is_some() || bar.absolute.is_some());
+    if has_bar { BARRED_SHARES } else { 1 }
 }
 
 /// Whether something was done, and by those who were looked at.
@@ -562,9 +590,10 @@ mod tests {
     #[test]
     fn bulk_is_not_sliced_since_sockets_move_it_between_slices() {
         let mut sliced = 0;
+        let window = Duration::from_millis(500);
         for scenario in crate::scenario::load(None, None).expect("our own") {
             for point in &scenario.points {
-                let slices = slices(point.layout.unwrap_or(scenario.layout), point);
+                let slices = slices(point.layout.unwrap_or(scenario.layout), point, window);
                 let is_bulk = |group: &Group| {
                     matches!(group.work, Work::Download { .. } | Work::Upload { .. })
                 };
@@ -575,5 +604,12 @@ mod tests {
             }
         }
         assert!(sliced > 0);
+    }
+    #[test]
+    fn short_windows_are_not_sliced_to_nothing() {
+        let scenarios = crate::scenario::load(Some("echo"), Some("128 B, 1 tunnel")).expect("ours");
+        let point = &scenarios[0].points[0];
+        let of = |window| slices(Layout::OneCore, point, Duration::from_millis(window));
+        assert_eq!([10, 100, 150, 250, 5000].map(of), [1, 1, 2, 4, 4]);
     }
 }

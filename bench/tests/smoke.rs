@@ -23,7 +23,7 @@ fn bench(scenario: &str) -> Value {
         .arg(gateway())
         .arg("--out")
         .arg(out.path())
-        .args(["--quick", "--rivals", "none", "--runs", "1", "--window-ms", "100"])
+        .args(["--quick", "--rivals", "none", "--runs", "1", "--window-ms", "250"])
         .args(["--scenario", scenario])
         .output()
         .expect("the benchmark runs");
