@@ -79,7 +79,8 @@ pub(super) async fn forward<N: Network>(
     let unread_body = forward.framing != Framing::None;
     let mut is_replay = false;
     loop {
-        let mut lease = match generation.pool.acquire(route.upstream, is_replay).await {
+        let gauge = session.gauge.as_deref();
+        let lease = match generation.pool.acquire(route.upstream, is_replay, gauge).await {
             Ok(lease) => lease,
             Err(error) => {
                 let refusal = match error.cause {
@@ -95,7 +96,6 @@ pub(super) async fn forward<N: Network>(
                 return Forwarded::Over(refuse(session, refusal, how, record).await);
             }
         };
-        lease.serve(session.gauge.as_deref());
         record.connect = Some(start.elapsed());
         // Without a log it is only told of what went wrong.
         record.upstream = shared.log.is_some().then(|| lease.endpoint().to_owned());

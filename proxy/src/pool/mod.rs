@@ -96,12 +96,20 @@ struct Place<T: Transport> {
     endpoint: Arc<Endpoint>,
     /// The endpoint, for logs.
     name: String,
-    idle: RefCell<Vec<Idle<T>>>,
+    /// The one that was used last is at the end.
+    idle: RefCell<Vec<Parked<T>>>,
     idle_max: usize,
     idle_timeout: Duration,
     busy: Cell<usize>,
     health: Cell<Health>,
     counters: Arc<EndpointCounters>,
+}
+
+/// An idle connection where it is found: there may be a thousand, and one is taken out of their middle.
+struct Parked<T: Transport> {
+    /// Whose bytes it carried last, if they are measured.
+    client: Option<u64>,
+    idle: Box<Idle<T>>,
 }
 
 struct Idle<T: Transport> {
@@ -179,7 +187,7 @@ impl<T: Transport> Lease<T> {
     }
 
     /// The connection is now for the client that `gauge` measures, if any does.
-    pub fn serve(&mut self, gauge: Option<&Gauge>) {
+    fn serve(&mut self, gauge: Option<&Gauge>) {
         match gauge {
             Some(gauge) => self.hitch.to(gauge, || self.reader.cookie()),
             None => self.hitch.release(),
@@ -200,7 +208,9 @@ impl<T: Transport> Lease<T> {
             let place = Rc::clone(place);
             let Self { reader, writer, hitch, .. } = self;
             let _kept = Kept::new(&place.counters);
-            place.idle.borrow_mut().push(Idle { reader, writer, hitch, since: now, _kept });
+            let client = hitch.client();
+            let idle = Box::new(Idle { reader, writer, hitch, since: now, _kept });
+            place.idle.borrow_mut().push(Parked { client, idle });
         }
     }
 }
@@ -225,7 +235,8 @@ impl<N: Network> Pool<N> {
         Self { network, timers, buffers, groups }
     }
 
-    /// A connection to the upstream of that index: an idle one unless `fresh`, else a new one.
+    /// A connection to the upstream of that index for the client that `gauge` measures, if any does: an idle one unless
+    /// `fresh`, else a new one.
     ///
     /// # Errors
     /// When the endpoints tried, at most [`CONNECT_ATTEMPTS_MAX`], all failed.
@@ -233,6 +244,7 @@ impl<N: Network> Pool<N> {
         &self,
         upstream: usize,
         fresh: bool,
+        gauge: Option<&Gauge>,
     ) -> Result<Lease<N::Io>, ConnectError> {
         let group = &self.groups[upstream];
         let mut tried = Vec::new();
@@ -240,11 +252,15 @@ impl<N: Network> Pool<N> {
         for _ in 0..CONNECT_ATTEMPTS_MAX {
             let Some(index) = group.choose(&tried, self.timers.now()) else { break };
             let place = &group.places[index];
-            if !fresh && let Some(lease) = place.reuse(self.timers.now()) {
+            if !fresh && let Some(mut lease) = place.reuse(self.timers.now(), gauge) {
+                lease.serve(gauge);
                 return Ok(lease);
             }
             match self.connect(group, place).await {
-                Ok(lease) => return Ok(lease),
+                Ok(mut lease) => {
+                    lease.serve(gauge);
+                    return Ok(lease);
+                }
                 Err(error) => {
                     place.counters.failures.add(1);
                     let cause = ConnectCause::of(&error);
@@ -277,7 +293,7 @@ impl<N: Network> Pool<N> {
     pub fn reap(&self) {
         let now = self.timers.now();
         for place in self.groups.iter().flat_map(|group| &group.places) {
-            let is_fresh = |idle: &mut Idle<N::Io>| {
+            let is_fresh = |Parked { idle, .. }: &mut Parked<N::Io>| {
                 now.since(idle.since) < place.idle_timeout && idle.reader.is_quiet()
             };
             place.idle.borrow_mut().retain_mut(is_fresh);
@@ -384,17 +400,29 @@ impl<T: Transport> Place<T> {
         self.counters.ejected.set(u64::from(!matches!(health, Health::Healthy { .. })));
     }
 
-    /// The connection used last, which is the one that the upstream will close last.
-    fn reuse(self: &Rc<Self>, now: Tick) -> Option<Lease<T>> {
-        while let Some(mut idle) = self.idle.borrow_mut().pop() {
+    /// The connection that carried this client's bytes last: the kernel knows already that it does. Else the one used last,
+    /// which is the one that the upstream will close last.
+    fn reuse(self: &Rc<Self>, now: Tick, gauge: Option<&Gauge>) -> Option<Lease<T>> {
+        while let Some(mut idle) = self.take_idle(gauge) {
             if now.since(idle.since) < self.idle_timeout && idle.reader.is_quiet() {
                 let seat = Seat::take(self);
-                let Idle { reader, writer, hitch, .. } = idle;
+                let Idle { reader, writer, hitch, .. } = *idle;
                 self.counters.reused.add(1);
                 return Some(Lease { reader, writer, is_reused: true, hitch, seat });
             }
         }
         None
+    }
+
+    fn take_idle(&self, gauge: Option<&Gauge>) -> Option<Box<Idle<T>>> {
+        let mut all = self.idle.borrow_mut();
+        let client = gauge.map(Gauge::client);
+        let own = client.and_then(|_| all.iter().rposition(|parked| parked.client == client));
+        let parked = match own {
+            Some(own) => Some(all.remove(own)),
+            None => all.pop(),
+        };
+        parked.map(|parked| parked.idle)
     }
 }
 

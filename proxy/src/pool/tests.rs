@@ -48,7 +48,7 @@ fn world(endpoints: u16) -> World {
 
 impl World {
     async fn lease(&self) -> Lease<Double> {
-        self.pool.acquire(0, false).await.expect("a connection")
+        self.pool.acquire(0, false, None).await.expect("a connection")
     }
 
     fn check_in(&self, lease: Lease<Double>) {
@@ -98,8 +98,29 @@ fn a_connection_is_used_again_and_the_last_one_first() {
         assert!(again.is_reused && world.tried() == 2);
         assert!(Rc::ptr_eq(&again.reader.share_watch(), &last));
         // A replay must not meet another stale one.
-        let fresh = world.pool.acquire(0, true).await.expect("a connection");
+        let fresh = world.pool.acquire(0, true, None).await.expect("a connection");
         assert!(!fresh.is_reused && world.tried() == 3);
+    });
+}
+
+#[test]
+fn a_client_comes_back_to_its_own_connection() {
+    run(async {
+        let world = world(1);
+        let gauges = [Gauge::idle(7), Gauge::idle(8), Gauge::idle(9)];
+        let acquire = |client: usize| world.pool.acquire(0, false, Some(&gauges[client]));
+        let (first, second) = (acquire(0).await.expect("one"), acquire(1).await.expect("one"));
+        let [own, newest] = [&first, &second].map(|lease| lease.reader.share_watch());
+        world.check_in(first);
+        world.check_in(second);
+        let again = acquire(0).await.expect("one");
+        assert!(again.is_reused && Rc::ptr_eq(&again.reader.share_watch(), &own));
+        world.check_in(again);
+        // Who has none gets the one that was used last, and whose it was another one.
+        let stranger = acquire(2).await.expect("one");
+        assert!(Rc::ptr_eq(&stranger.reader.share_watch(), &own));
+        let left = acquire(0).await.expect("one");
+        assert!(left.is_reused && Rc::ptr_eq(&left.reader.share_watch(), &newest));
     });
 }
 
@@ -237,7 +258,7 @@ fn attempts_are_bounded_and_the_last_failure_is_named() {
         for _ in 0..5 {
             world.network.fail(libc::ECONNREFUSED);
         }
-        let error = world.pool.acquire(0, false).await.err().expect("nobody listens");
+        let error = world.pool.acquire(0, false, None).await.err().expect("nobody listens");
         assert_eq!(world.tried(), CONNECT_ATTEMPTS_MAX);
         assert_eq!(error.cause, ConnectCause::Endpoint);
         assert_eq!(error.endpoint, world.network.tried.borrow()[2].to_string());
@@ -252,7 +273,7 @@ fn what_this_machine_lacks_is_not_held_against_an_endpoint() {
         for _ in 0..2 * EJECT_AFTER {
             world.network.fail(libc::EMFILE);
             world.network.fail(libc::EADDRNOTAVAIL);
-            let error = world.pool.acquire(0, false).await.err().expect("no descriptor");
+            let error = world.pool.acquire(0, false, None).await.err().expect("no descriptor");
             assert_eq!(error.cause, ConnectCause::Local, "{error}");
         }
         let healths = world.pool.groups[0].places.iter().map(|place| place.health.get());
@@ -267,7 +288,9 @@ fn connecting_has_its_time() {
         world.network.attempts.borrow_mut().push_back(Attempt::Hang);
         let connecting = Rc::clone(&world);
         let task =
-            tokio::task::spawn_local(async move { connecting.pool.acquire(0, false).await.err() });
+            tokio::task::spawn_local(
+                async move { connecting.pool.acquire(0, false, None).await.err() },
+            );
         settle().await;
         world.bench.advance(CONNECT / 2);
         settle().await;

@@ -18,6 +18,12 @@ impl Gauge {
         meter.begin(client).then(|| Self { meter: Arc::clone(meter), client })
     }
 
+    /// One of a meter that is off, for this client.
+    #[cfg(test)]
+    pub(crate) fn idle(client: u64) -> Self {
+        Self { meter: Meter::disabled("a test"), client }
+    }
+
     /// Bytes that came this way were consumed here: nothing will leave for them.
     pub fn swallowed(&self, direction: Direction) {
         self.meter.swallowed(self.client, direction);
@@ -55,6 +61,12 @@ struct Hitched {
 }
 
 impl Hitch {
+    /// Whose bytes it carries, by the number that the kernel knows.
+    #[must_use]
+    pub fn client(&self) -> Option<u64> {
+        self.0.as_ref().map(|hitched| hitched.client)
+    }
+
     /// From now on the connection, whose cookie is asked for when it is not yet known, carries what `gauge` measures.
     pub fn to(&mut self, gauge: &Gauge, cookie: impl FnOnce() -> Option<u64>) {
         match &mut self.0 {
