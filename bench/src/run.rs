@@ -161,6 +161,12 @@ pub fn run(plan: &Plan) -> Result<Vec<Outcome>> {
             left -= shares(point);
         }
     }
+    // In good order: a gateway may write something at its end.
+    for gateway in bench.gateways.into_iter().filter_map(|(_, gateway)| gateway) {
+        if let Err(error) = gateway.end() {
+            eprintln!("{error}");
+        }
+    }
     Ok(outcomes)
 }
 
