@@ -4,7 +4,7 @@ use std::process::{Command, ExitCode};
 
 use tlsplice_fixtures::{Error, Result};
 
-use crate::tools;
+use crate::{profile, tools};
 
 /// What is measured: known to the benchmark only, `--help` too.
 #[derive(clap::Args)]
@@ -16,11 +16,7 @@ pub(crate) struct Options {
 
 /// Builds and starts it.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let build = ["build", "--release", "--locked", "--package", "tlsplice"];
-    tools::must_succeed(
-        "the build",
-        &mut tools::cargo(&[&build[..], &["--package", "tlsplice-bench"]].concat()),
-    )?;
+    profile::build_release(&["--package", "tlsplice-bench"])?;
     let release = tools::target().join("release");
     let status = Command::new(release.join("tlsplice-bench"))
         .arg("--tlsplice")

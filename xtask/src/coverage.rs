@@ -1,12 +1,13 @@
 //! `cargo xtask coverage`: how much of the gateway the unit tests reach, by LLVM's own measure.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::{env, fs};
 
 use tlsplice_fixtures::{Error, Result};
 
+use crate::compiler::Llvm;
 use crate::tools;
 
 /// Modules in which nearly every line is worth a test, and the percentage of lines that is aimed at.
@@ -39,7 +40,7 @@ impl Lines {
 
 /// Runs the unit tests of the gateway and prints what they reach, for each module. Fails when a test does.
 pub(crate) fn command(options: &Options) -> Result<ExitCode> {
-    let tools = Llvm::find()?;
+    let llvm = Llvm::find()?;
     let directory = tools::target().join("coverage");
     let raw = directory.join("raw");
     // Counts of another build do not fit.
@@ -52,7 +53,9 @@ pub(crate) fn command(options: &Options) -> Result<ExitCode> {
     tests.arg("--quiet").current_dir(tools::workspace().join("proxy"));
     tests.env("LLVM_PROFILE_FILE", raw.join("%p-%m.profraw")).stdout(Stdio::null());
     tools::must_succeed("the unit tests", &mut tests)?;
-    let lcov = tools.lcov(&program, &tools.merge(&raw, &directory)?)?;
+    let profile = directory.join("tests.profdata");
+    llvm.merge(&raw, &profile)?;
+    let lcov = llvm.lcov(&program, &profile)?;
     let files = files(&lcov, |path| fs::read_to_string(path).unwrap_or_default());
     match &options.missing {
         Some(part) => print!("{}", unreached(&files, part)),
@@ -68,56 +71,6 @@ fn build(directory: &Path) -> Result<PathBuf> {
     command.args(["--lib", "--no-run", "--message-format=json"]);
     command.env("RUSTC_WORKSPACE_WRAPPER", wrapper);
     tools::executable_of(&mut command)
-}
-
-/// LLVM's programs, which must be of the compiler's own version.
-struct Llvm {
-    directory: PathBuf,
-}
-
-impl Llvm {
-    /// Those of the toolchain (rustup's component llvm-tools), else Debian's.
-    fn find() -> Result<Self> {
-        let compiler = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-        let ask = |arguments: &[&str]| {
-            let output = Command::new(&compiler).args(arguments).output();
-            let output = output.map_err(Error::io("cannot ask the compiler for its version"))?;
-            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-        };
-        let own = PathBuf::from(ask(&["--print", "target-libdir"])?.trim()).join("../bin");
-        if own.join("llvm-cov").exists() {
-            return Ok(Self { directory: own });
-        }
-        let version = ask(&["-vV"])?;
-        let major = llvm_major(&version)
-            .ok_or_else(|| Error::failed("rustc -vV does not name its LLVM"))?;
-        tools::ensure_packages(&[&format!("llvm-{major}")])?;
-        Ok(Self { directory: PathBuf::from(format!("/usr/lib/llvm-{major}/bin")) })
-    }
-
-    fn merge(&self, raw: &Path, directory: &Path) -> Result<PathBuf> {
-        let profile = directory.join("tests.profdata");
-        let mut command = Command::new(self.directory.join("llvm-profdata"));
-        command.args(["merge", "--sparse", "-o"]).arg(&profile).arg(raw);
-        tools::must_succeed("llvm-profdata", &mut command)?;
-        Ok(profile)
-    }
-
-    fn lcov(&self, program: &Path, profile: &Path) -> Result<String> {
-        let mut command = Command::new(self.directory.join("llvm-cov"));
-        command.args(["export", "--format=lcov", "--instr-profile"]).arg(profile).arg(program);
-        let output =
-            command.stderr(Stdio::inherit()).output().map_err(Error::io("cannot run llvm-cov"))?;
-        if !output.status.success() {
-            return Err(Error::failed(format!("llvm-cov failed ({})", output.status)));
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-}
-
-fn llvm_major(version: &str) -> Option<u32> {
-    let line = version.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
-    line.split('.').next()?.parse().ok()
 }
 
 /// The name of a source file below `proxy/src`; None for what is no part of the gateway: tests, and what only they use.
@@ -244,10 +197,5 @@ mod tests {
         assert_eq!(files.len(), 1);
         assert_eq!(files["relay/a.rs"], [(1, true), (2, false), (3, false)]);
         assert_eq!(unreached(&files, "relay"), "relay/a.rs: 2 3\n");
-    }
-
-    #[test]
-    fn the_version_of_llvm_is_read() {
-        assert_eq!(llvm_major("rustc 1.95.0\nLLVM version: 22.1.2\n"), Some(22));
     }
 }

@@ -3,10 +3,12 @@
 mod attacks;
 mod bench;
 mod check;
+mod compiler;
 mod coverage;
 mod ebpf;
 mod faults;
 mod fuzz;
+mod profile;
 mod run;
 mod sbom;
 mod soak;
@@ -41,6 +43,16 @@ enum Command {
     /// The end-to-end tests run a real Tomcat and a headless Chromium. The last line is the summary; exit status 0
     /// means that everything passed.
     Test(check::Options),
+    /// Build the gateway as it is to be installed: `target/release/tlsplice`.
+    ///
+    /// Unlike `cargo build --release`, with the record of what the gateway does often, which is in `proxy/` for one version
+    /// of the compiler.
+    Build,
+    /// Record what the gateway does often, for the compiler that is in use. Takes a quarter of an hour.
+    ///
+    /// Builds a gateway that counts, has the benchmark use it, and writes `proxy/rustc-VERSION.profdata`. Needs root, and
+    /// LLVM's programs of the compiler's version: rustup's component llvm-tools, or Debian's package, installed when missing.
+    Profile,
     /// Build the programs that the kernel runs, check the object that is checked in, or print what they cost.
     ///
     /// Needs a compiler for BPF: Debian's (rustc-web, installed when missing), one named by EBPF_RUSTC, or a nightly
@@ -101,6 +113,8 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(options) => run::run(&options),
         Command::Test(options) => check::run(&options),
+        Command::Build => profile::build(),
+        Command::Profile => profile::record(),
         Command::Ebpf(options) => ebpf::command(&options),
         Command::Bench(options) => bench::run(&options),
         Command::TlsCheck => tls_check::run(),

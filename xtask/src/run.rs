@@ -17,7 +17,7 @@ use tlsplice_fixtures::process::Process;
 use tlsplice_fixtures::tomcat::Tomcat;
 use tlsplice_fixtures::{Error, Result, packages};
 
-use crate::tools;
+use crate::{profile, tools};
 
 /// Time that the gateway's report gets once it listens.
 const REPORT_TIME: Duration = Duration::from_millis(250);
@@ -98,10 +98,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     // Before anything is started, so that an early Ctrl-C leaves nothing behind.
     let signals =
         Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(Error::io("cannot listen to signals"))?;
-    tools::must_succeed(
-        "the build",
-        &mut tools::cargo(&["build", "--release", "--package", "tlsplice"]),
-    )?;
+    profile::build_release(&[])?;
     let binary = tools::target().join("release/tlsplice");
     let Some(config) = &options.config else { return run_prepared(options, &binary, signals) };
     let gateway = start_gateway(&binary, config)?;

@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 
 use tlsplice_fixtures::{Error, Result};
 
-use crate::tools;
+use crate::{profile, tools};
 
 /// How long, and which schedule.
 #[derive(clap::Args)]
@@ -56,9 +56,14 @@ pub(crate) fn load(options: &LoadOptions) -> Result<ExitCode> {
 
 fn run(name: &str, numbers: &[(&str, u64)]) -> Result<ExitCode> {
     let driver = format!("tlsplice-{name}");
-    let build = ["build", "--release", "--locked", "--package", "tlsplice"];
-    let programs = ["--package", "tlsplice-tests", "--bin", "tlsplice", "--bin", &driver];
-    tools::must_succeed("the build", &mut tools::cargo(&[&build[..], &programs].concat()))?;
+    profile::build_release(&[
+        "--package",
+        "tlsplice-tests",
+        "--bin",
+        "tlsplice",
+        "--bin",
+        &driver,
+    ])?;
     let report = tools::target().join(format!("{name}.json"));
     let release = tools::target().join("release");
     let mut command = Command::new(release.join(&driver));

@@ -13,7 +13,7 @@ use aya::sys::{Stats, enable_stats};
 use tlsplice_fixtures::process::Process;
 use tlsplice_fixtures::{Error, Result};
 
-use crate::tools;
+use crate::{profile, tools};
 
 /// Requests of one round.
 const REQUESTS: u32 = 2_000;
@@ -29,10 +29,7 @@ const EMPTY_NS: u64 = 60;
 
 /// Prints everything.
 pub(super) fn print() -> Result<ExitCode> {
-    tools::must_succeed(
-        "the build",
-        &mut tools::cargo(&["build", "--release", "--package", "tlsplice"]),
-    )?;
+    profile::build_release(&[])?;
     let origin = serve()?;
     let with = Gateway::start(origin, "auto")?;
     let without = Gateway::start(origin, "off")?;
