@@ -247,6 +247,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_added_is_so_within_the_round() {
+        let cell = |p50s: [f64; 3], void: usize| {
+            let mut cell = Cell::new(String::new(), Role::Reference);
+            for (round, p50_us) in p50s.into_iter().enumerate() {
+                let sample = Sample { p50_us, is_void: round == void, ..Sample::default() };
+                cell.add(sample, None).expect("without latencies");
+            }
+            cell
+        };
+        let direct = cell([10.0, 10.0, 30.0], 1);
+        let added = cell([15.0, 15.0, 35.0], 3).values(Figure::AddedP50, Some(&direct));
+        assert_eq!(added, [Some(5.0), None, Some(5.0)]);
+        assert_eq!(cell([1.0; 3], 3).values(Figure::AddedP50, None), [None; 3]);
+    }
+
+    #[test]
     fn gateways_are_compared_within_a_round_with_the_rival_that_is_hardest_to_beat() {
         let bar = Bar { figure: Figure::CpuPerUnit, best: Some(0.6), absolute: None };
         let mut outcome = Outcome {

@@ -46,7 +46,8 @@ const SLICES: usize = 4;
 const SLICE_MIN: Duration = Duration::from_millis(60);
 /// Connections beyond which a slice would be over before all had their turn.
 const SLICED_CONNECTIONS_MAX: usize = 64;
-/// How many times the share of others a point has of the time, for which there is a bar: more rounds make a verdict surer.
+/// How many times the share of others a point has of the time, for which there is a bar, where time does not suffice for all
+/// runs: more rounds make a verdict surer.
 const BARRED_SHARES: u32 = 2;
 /// How long a window may get in which nothing is done yet, on a machine that is slow or busy.
 const WINDOW_MAX: Duration = Duration::from_secs(5);

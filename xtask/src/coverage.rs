@@ -44,9 +44,7 @@ pub(crate) fn command(options: &Options) -> Result<ExitCode> {
     let directory = tools::target().join("coverage");
     let raw = directory.join("raw");
     // Counts of another build do not fit.
-    if raw.exists() {
-        fs::remove_dir_all(&raw).map_err(Error::io(format!("cannot empty {}", raw.display())))?;
-    }
+    tools::remove_folder(&raw)?;
     fs::create_dir_all(&raw).map_err(Error::io(format!("cannot make {}", raw.display())))?;
     let program = build(&directory)?;
     let mut tests = Command::new(&program);

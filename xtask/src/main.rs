@@ -48,7 +48,7 @@ enum Command {
     /// Unlike `cargo build --release`, with the record of what the gateway does often, which is in `proxy/` for one version
     /// of the compiler.
     Build,
-    /// Record what the gateway does often, for the compiler that is in use. Takes a quarter of an hour.
+    /// Record what the gateway does often, for the compiler that is in use. Takes some ten minutes.
     ///
     /// Builds a gateway that counts, has the benchmark use it, and writes `proxy/rustc-VERSION.profdata`. Needs root, and
     /// LLVM's programs of the compiler's version: rustup's component llvm-tools, or Debian's package, installed when missing.

@@ -58,9 +58,7 @@ pub(crate) fn record() -> Result<ExitCode> {
     counting.env("CARGO_TARGET_DIR", &directory);
     tools::must_succeed("the build", &mut counting)?;
     // What programs of the build itself counted.
-    if raw.exists() {
-        fs::remove_dir_all(&raw).map_err(Error::io(format!("cannot empty {}", raw.display())))?;
-    }
+    tools::remove_folder(&raw)?;
     eprintln!("==> [2/3] the load");
     let build = ["build", "--release", "--locked", "--bin", "tlsplice-bench"];
     tools::must_succeed("the build", &mut tools::cargo(&[&build[..], &package].concat()))?;

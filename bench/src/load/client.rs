@@ -319,8 +319,8 @@ impl Client {
 
     fn turn(&mut self, slot: usize) -> io::Result<()> {
         let group = &self.groups[self.slots[slot].group].group;
-        // A body that is taken at a rate is there to disturb others in the gateway. Here it must not: opening what has piled
-        // up of it takes a millisecond or two, and the faster a gateway is, the more piles up.
+        // A body that is taken at a rate is there to disturb others in the gateway. Here it must not: what has piled up of
+        // it may be megabytes, which take a while to be opened.
         let is_metered = matches!(group.work, Work::Download { bytes_per_second: Some(_), .. });
         let turns = if is_metered && self.has_begun { 1 } else { TURNS };
         for _ in 0..turns {
