@@ -3,7 +3,7 @@
 //!
 //! `proxy/rustc-VERSION.profdata` is the record, and every release build of these commands uses it. Names of functions in it
 //! hold only for the compiler that made it, whose version is in the name; with another one the build does without, and
-//! says so.
+//! says so. Functions that have changed since they were recorded are built as if they had not been.
 
 use std::ffi::OsString;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -26,8 +26,10 @@ pub(crate) fn build_release(arguments: &[&str]) -> Result<()> {
     let version = compiler::version()?;
     let recorded = file(&version);
     if recorded.exists() {
-        command
-            .env("CARGO_ENCODED_RUSTFLAGS", flags("-Cprofile-use=", &named_by_content(&recorded)?));
+        let mut flags = flags("-Cprofile-use=", &named_by_content(&recorded)?);
+        // Else there is a warning for each function that has changed since.
+        flags.push("\u{1f}-Cllvm-args=-no-pgo-warn-mismatch");
+        command.env("CARGO_ENCODED_RUSTFLAGS", flags);
     } else {
         eprintln!(
             "there is no profile for rustc {version}, with which small requests cost a tenth less; `cargo xtask profile` \

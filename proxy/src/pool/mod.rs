@@ -416,10 +416,13 @@ impl<T: Transport> Place<T> {
 
     fn take_idle(&self, gauge: Option<&Gauge>) -> Option<Box<Idle<T>>> {
         let mut all = self.idle.borrow_mut();
-        let is_to = |gauge: &Gauge, parked: &Parked<T>| parked.client == Some(gauge.client());
-        let own = gauge.and_then(|gauge| all.iter().rposition(|parked| is_to(gauge, parked)));
-        let parked = own.map(|own| all.remove(own)).or_else(|| all.pop())?;
-        Some(parked.idle)
+        let client = gauge.map(Gauge::client);
+        let own = client.and_then(|_| all.iter().rposition(|parked| parked.client == client));
+        let parked = match own {
+            Some(own) => Some(all.remove(own)),
+            None => all.pop(),
+        };
+        parked.map(|parked| parked.idle)
     }
 }
 
