@@ -156,7 +156,7 @@ async fn attempt<N: Network>(
     if forward.keep_alive && session.is_key_worn() {
         tracing::info!(client = %record.client, "{KEY_WORN}");
     }
-    let (wire_before, read_before) = (lease.writer.wire_count(), session.reader.count());
+    let (wire_before, read_before) = (lease.connection.writer.wire_count(), session.reader.count());
     let before = Moved::until_now(session, &lease);
     let result = exchange(shared, route, session, forward, &mut lease, &progress).await;
     record.status = progress.status.get();
@@ -187,7 +187,7 @@ async fn attempt<N: Network>(
             }
             let nothing_came =
                 progress.upstream_spoke.get().is_none() && !progress.response_started.get();
-            let nothing_left = lease.writer.wire_count() == wire_before;
+            let nothing_left = lease.connection.writer.wire_count() == wire_before;
             let repeatable =
                 nothing_left || forward.is_idempotent && forward.framing == Framing::None;
             let is_dead = matches!(&failure, Failure::Refuse(Refusal::UpstreamClosed, _));
@@ -211,13 +211,19 @@ async fn exchange<T: Transport>(
     progress: &Progress,
 ) -> Result<Answer, Failure> {
     let limits = &shared.config.limits;
-    let up_watch = lease.reader.share_watch();
+    let up_watch = lease.connection.reader.share_watch();
     let answer_timeout = answer_timeout(forward, route, &shared.config);
     // Staged only: the head leaves together with the first bytes of the body, if those are there.
-    let is_staged = lease.writer.push_all(&forward.head).await;
+    let is_staged = lease.connection.writer.push_all(&forward.head).await;
     is_staged.map_err(|error| upstream_closed(&error))?;
-    let mut response =
-        pin!(respond(shared, route, forward, &mut lease.reader, &mut session.writer, progress,));
+    let mut response = pin!(respond(
+        shared,
+        route,
+        forward,
+        &mut lease.connection.reader,
+        &mut session.writer,
+        progress,
+    ));
     {
         let pace = match limits.body_rate_min {
             0 => Pace::Idle(limits.write_timeout),
@@ -225,7 +231,7 @@ async fn exchange<T: Transport>(
         };
         let mut request = pin!(relay::pump(
             &mut session.reader,
-            &mut lease.writer,
+            &mut lease.connection.writer,
             Source::new(forward.framing),
             Sink::new(forward.framing),
             pace,

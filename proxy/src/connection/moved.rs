@@ -15,7 +15,7 @@ pub(super) struct Moved {
 
 impl Moved {
     pub(super) fn until_now<T: Transport>(session: &Session<T>, lease: &Lease<T>) -> Self {
-        let (up, down) = (&lease.writer, &session.writer);
+        let (up, down) = (&lease.connection.writer, &session.writer);
         let without_pipe = up.without_pipe() + down.without_pipe();
         Self { spliced: up.spliced() + down.spliced(), without_pipe }
     }

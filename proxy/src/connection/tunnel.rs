@@ -57,7 +57,7 @@ impl<N: Network> Tunnel<N> {
         let gaps = Gaps::counting(watch.now(), Arc::clone(&session.live.risk));
         let result = relay::tunnel(
             (&mut session.reader, &mut session.writer),
-            (&mut lease.reader, &mut lease.writer),
+            (&mut lease.connection.reader, &mut lease.connection.writer),
             idle_timeout,
             &gaps,
         )

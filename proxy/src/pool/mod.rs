@@ -97,7 +97,7 @@ struct Place<T: Transport> {
     /// The endpoint, for logs.
     name: String,
     /// The one that was used last is at the end.
-    idle: RefCell<Vec<Parked<T>>>,
+    idle: RefCell<Vec<Idle<T>>>,
     idle_max: usize,
     idle_timeout: Duration,
     busy: Cell<usize>,
@@ -105,18 +105,22 @@ struct Place<T: Transport> {
     counters: Arc<EndpointCounters>,
 }
 
-/// An idle connection where it is found: there may be a thousand, and one is taken out of their middle.
-struct Parked<T: Transport> {
-    /// Whose bytes it carried last, if they are measured.
-    client: Option<u64>,
-    idle: Box<Idle<T>>,
+/// A connection to an upstream. It stays where it is on the heap while it goes from hand to hand: each request would move its
+/// halves, which are large, a dozen times.
+pub struct Connection<T: Transport> {
+    /// From the upstream.
+    pub reader: Reader<T>,
+    /// To the upstream.
+    pub writer: Writer<T>,
+    hitch: Hitch,
 }
 
+/// An idle connection where it is found: there may be a thousand, and one is taken out of their middle.
 struct Idle<T: Transport> {
-    reader: Reader<T>,
-    writer: Writer<T>,
-    hitch: Hitch,
+    /// Whose bytes it carried last, if they are measured.
+    client: Option<u64>,
     since: Tick,
+    connection: Box<Connection<T>>,
     _kept: Kept,
 }
 
@@ -138,13 +142,10 @@ impl Drop for Kept {
 
 /// A connection to an upstream, for one exchange or tunnel. Dropped without [`Lease::check_in`] it is closed.
 pub struct Lease<T: Transport> {
-    /// From the upstream.
-    pub reader: Reader<T>,
-    /// To the upstream.
-    pub writer: Writer<T>,
+    /// Both directions.
+    pub connection: Box<Connection<T>>,
     /// It has carried an exchange before, so the upstream may have closed it in the meantime.
     pub is_reused: bool,
-    hitch: Hitch,
     seat: Seat<T>,
 }
 
@@ -183,14 +184,15 @@ impl<T: Transport> Lease<T> {
 
     /// Says that more may come from the upstream and will not be taken.
     pub fn abandon(&self) {
-        self.reader.reset_on_close();
+        self.connection.reader.reset_on_close();
     }
 
     /// The connection is now for the client that `gauge` measures, if any does.
     fn serve(&mut self, gauge: Option<&Gauge>) {
+        let Connection { reader, hitch, .. } = &mut *self.connection;
         match gauge {
-            Some(gauge) => self.hitch.to(gauge, || self.reader.cookie()),
-            None => self.hitch.release(),
+            Some(gauge) => hitch.to(gauge, || reader.cookie()),
+            None => hitch.release(),
         }
     }
 
@@ -201,16 +203,15 @@ impl<T: Transport> Lease<T> {
 
     /// Gives the connection back after an exchange that both sides want to follow by another.
     pub fn check_in(mut self, now: Tick) {
-        let place = &self.seat.0;
-        self.reader.watch().receive_at_leisure();
+        let reader = &mut self.connection.reader;
+        reader.watch().receive_at_leisure();
+        let Seat(place) = &self.seat;
         // Bytes behind the response would be taken for the answer to the next request.
-        if self.reader.is_quiet() && place.idle.borrow().len() < place.idle_max {
-            let place = Rc::clone(place);
-            let Self { reader, writer, hitch, .. } = self;
+        if reader.is_quiet() && place.idle.borrow().len() < place.idle_max {
+            let client = self.connection.hitch.client();
             let _kept = Kept::new(&place.counters);
-            let client = hitch.client();
-            let idle = Box::new(Idle { reader, writer, hitch, since: now, _kept });
-            place.idle.borrow_mut().push(Parked { client, idle });
+            let idle = Idle { client, since: now, connection: self.connection, _kept };
+            place.idle.borrow_mut().push(idle);
         }
     }
 }
@@ -293,8 +294,8 @@ impl<N: Network> Pool<N> {
     pub fn reap(&self) {
         let now = self.timers.now();
         for place in self.groups.iter().flat_map(|group| &group.places) {
-            let is_fresh = |Parked { idle, .. }: &mut Parked<N::Io>| {
-                now.since(idle.since) < place.idle_timeout && idle.reader.is_quiet()
+            let is_fresh = |idle: &mut Idle<N::Io>| {
+                now.since(idle.since) < place.idle_timeout && idle.connection.reader.is_quiet()
             };
             place.idle.borrow_mut().retain_mut(is_fresh);
         }
@@ -325,13 +326,9 @@ impl<N: Network> Pool<N> {
                     let timeout = group.write_timeout;
                     let reader = Reader::plain(Rc::clone(&watch), io.clone(), buffers());
                     let writer = Writer::plain(watch, io, buffers(), timeout);
-                    return Ok(Lease {
-                        reader,
-                        writer,
-                        is_reused: false,
-                        hitch: Hitch::default(),
-                        seat,
-                    });
+                    let hitch = Hitch::default();
+                    let connection = Box::new(Connection { reader, writer, hitch });
+                    return Ok(Lease { connection, is_reused: false, seat });
                 }
                 Err(_) if watch.shut().is_some() => {
                     last = io::Error::new(io::ErrorKind::TimedOut, "connecting took too long");
@@ -404,25 +401,23 @@ impl<T: Transport> Place<T> {
     /// which is the one that the upstream will close last.
     fn reuse(self: &Rc<Self>, now: Tick, gauge: Option<&Gauge>) -> Option<Lease<T>> {
         while let Some(mut idle) = self.take_idle(gauge) {
-            if now.since(idle.since) < self.idle_timeout && idle.reader.is_quiet() {
+            if now.since(idle.since) < self.idle_timeout && idle.connection.reader.is_quiet() {
                 let seat = Seat::take(self);
-                let Idle { reader, writer, hitch, .. } = *idle;
                 self.counters.reused.add(1);
-                return Some(Lease { reader, writer, is_reused: true, hitch, seat });
+                return Some(Lease { connection: idle.connection, is_reused: true, seat });
             }
         }
         None
     }
 
-    fn take_idle(&self, gauge: Option<&Gauge>) -> Option<Box<Idle<T>>> {
+    fn take_idle(&self, gauge: Option<&Gauge>) -> Option<Idle<T>> {
         let mut all = self.idle.borrow_mut();
         let client = gauge.map(Gauge::client);
-        let own = client.and_then(|_| all.iter().rposition(|parked| parked.client == client));
-        let parked = match own {
+        let own = client.and_then(|_| all.iter().rposition(|idle| idle.client == client));
+        match own {
             Some(own) => Some(all.remove(own)),
             None => all.pop(),
-        };
-        parked.map(|parked| parked.idle)
+        }
     }
 }
 

@@ -91,12 +91,12 @@ fn a_connection_is_used_again_and_the_last_one_first() {
         let world = world(1);
         let (first, second) = (world.lease().await, world.lease().await);
         assert!(!first.is_reused && world.tried() == 2);
-        let last = second.reader.share_watch();
+        let last = second.connection.reader.share_watch();
         world.check_in(first);
         world.check_in(second);
         let again = world.lease().await;
         assert!(again.is_reused && world.tried() == 2);
-        assert!(Rc::ptr_eq(&again.reader.share_watch(), &last));
+        assert!(Rc::ptr_eq(&again.connection.reader.share_watch(), &last));
         // A replay must not meet another stale one.
         let fresh = world.pool.acquire(0, true, None).await.expect("a connection");
         assert!(!fresh.is_reused && world.tried() == 3);
@@ -110,17 +110,17 @@ fn a_client_comes_back_to_its_own_connection() {
         let gauges = [Gauge::idle(7), Gauge::idle(8), Gauge::idle(9)];
         let acquire = |client: usize| world.pool.acquire(0, false, Some(&gauges[client]));
         let (first, second) = (acquire(0).await.expect("one"), acquire(1).await.expect("one"));
-        let [own, newest] = [&first, &second].map(|lease| lease.reader.share_watch());
+        let [own, newest] = [&first, &second].map(|lease| lease.connection.reader.share_watch());
         world.check_in(first);
         world.check_in(second);
         let again = acquire(0).await.expect("one");
-        assert!(again.is_reused && Rc::ptr_eq(&again.reader.share_watch(), &own));
+        assert!(again.is_reused && Rc::ptr_eq(&again.connection.reader.share_watch(), &own));
         world.check_in(again);
         // Who has none gets the one that was used last, and whose it was another one.
         let stranger = acquire(2).await.expect("one");
-        assert!(Rc::ptr_eq(&stranger.reader.share_watch(), &own));
+        assert!(Rc::ptr_eq(&stranger.connection.reader.share_watch(), &own));
         let left = acquire(0).await.expect("one");
-        assert!(left.is_reused && Rc::ptr_eq(&left.reader.share_watch(), &newest));
+        assert!(left.is_reused && Rc::ptr_eq(&left.connection.reader.share_watch(), &newest));
     });
 }
 
