@@ -62,6 +62,8 @@ pub(super) struct Driver {
     batch: RefCell<Vec<(u64, i32)>>,
     /// Completions of the last turn in which the kernel was entered.
     crowd: Cell<usize>,
+    /// Operations submitted at once in this turn, as far as it was looked at once, too, whether they had completed.
+    hurried: Cell<usize>,
     /// Whether the kernel has not been entered for the last turn.
     has_skipped: Cell<bool>,
     /// Whether the ring ended without telling what became of its operations.
@@ -102,6 +104,7 @@ pub(super) fn run<F: Future>(ring: IoUring, main: impl FnOnce() -> F) -> F::Outp
         slots: RefCell::default(),
         batch: RefCell::default(),
         crowd: Cell::new(0),
+        hurried: Cell::new(0),
         has_skipped: Cell::new(false),
         is_broken: Cell::new(false),
         unacknowledged: RefCell::default(),
@@ -157,28 +160,36 @@ impl Driver {
         let _ = self.spawner.spawn_local_obj(LocalFutureObj::new(Box::new(guarded)));
     }
 
-    /// Queues an entry and returns the key of its completion.
+    /// Queues an entry and returns the key of its completion. What was submitted at once may have completed by then, and its task
+    /// goes on without being woken; not for ever, since others would wait.
     ///
     /// # Safety
     /// What [`op::submit`](super::op::submit) demands of the entry, until its completion has been polled or it has been
     /// abandoned with what it owns.
     pub(super) unsafe fn push(&self, entry: squeue::Entry, is_urgent: bool) -> usize {
         let key = self.slots.borrow_mut().insert(Slot::Submitted);
+        let is_hurried = is_urgent && self.crowd.get() <= FEW;
+        let held_back_max = if is_hurried { 1 } else { HELD_BACK_MAX };
         // SAFETY: the caller vouches for the entry.
-        if let Err(error) = unsafe { self.queue(&entry.user_data(key as u64), is_urgent) } {
+        if let Err(error) = unsafe { self.queue(&entry.user_data(key as u64), held_back_max) } {
             let _never_queued = self.slots.borrow_mut().remove(key);
             panic!("{BROKEN}: {error}");
+        }
+        if is_hurried && self.hurried.get() < FEW {
+            self.hurried.set(self.hurried.get() + 1);
+            self.reap();
         }
         key
     }
 
+    /// Queues an entry, and submits what waits when that is `held_back_max` entries.
+    ///
     /// # Errors
     /// That of a ring that works no more, and then the entry is not queued.
     ///
     /// # Safety
     /// As [`Self::push`].
-    unsafe fn queue(&self, entry: &squeue::Entry, is_urgent: bool) -> io::Result<()> {
-        let held_back_max = if is_urgent && self.crowd.get() <= FEW { 1 } else { HELD_BACK_MAX };
+    unsafe fn queue(&self, entry: &squeue::Entry, held_back_max: usize) -> io::Result<()> {
         loop {
             let mut ring = self.ring.borrow_mut();
             let mut queue = ring.submission();
@@ -243,6 +254,7 @@ impl Driver {
     /// # Errors
     /// That of a ring that works no more.
     fn turn(&self) -> io::Result<()> {
+        self.hurried.set(0);
         // What was submitted at once may have completed at once. Not twice in a row: only there others complete.
         if !self.has_skipped.get() && self.has_only_completed() {
             self.has_skipped.set(true);
@@ -359,7 +371,7 @@ impl Driver {
             for key in in_flight {
                 let cancel = opcode::AsyncCancel::new(key as u64).build().user_data(NOBODY);
                 // SAFETY: it names no memory and no descriptor.
-                unsafe { self.queue(&cancel, false) }?;
+                unsafe { self.queue(&cancel, HELD_BACK_MAX) }?;
             }
             self.turn()?;
         }

@@ -115,6 +115,26 @@ fn where_little_goes_on_a_send_does_not_wait_for_the_end_of_the_turn() {
     start(Setup { submissions: 64, completions: 256, delivery }, test).unwrap();
 }
 
+#[test]
+fn where_little_goes_on_a_send_that_completes_at_once_wakes_nobody() {
+    let test = |given: Ring| async move {
+        if given.delivery != Delivery::Deferred {
+            eprintln!("skipped: this kernel has no DEFER_TASKRUN");
+            return;
+        }
+        let (here, _there) = tcp_pair().await;
+        let mut send = std::pin::pin!(here.send(filled(b"now")));
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        // No turn in between.
+        let std::task::Poll::Ready((sent, _)) = send.as_mut().poll(&mut cx) else {
+            panic!("it waits for a turn");
+        };
+        assert_eq!(sent.unwrap(), 3);
+    };
+    let delivery = Delivery::Deferred;
+    start(Setup { submissions: 64, completions: 256, delivery }, test).unwrap();
+}
+
 /// What completes at once, again and again, must not keep the thread from looking at the others.
 #[test]
 fn a_task_that_never_waits_long_leaves_others_their_turn() {
