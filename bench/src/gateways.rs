@@ -207,10 +207,8 @@ impl Gateway {
         let address = || free_port().map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
         let mut fronts = Fronts { tls: address()?, rsa: address()?, plain: address()? };
         match kind {
-            // It chooses the certificate by name, on one listener.
-            Kind::Tlsplice(_) | Kind::Another(_) => fronts.rsa = fronts.tls,
-            // It knows no TLS.
-            Kind::Floor => (fronts.tls, fronts.rsa) = (fronts.plain, fronts.plain),
+            // They have one listener with TLS; the gateway chooses the certificate by name.
+            Kind::Tlsplice(_) | Kind::Another(_) | Kind::Floor => fronts.rsa = fronts.tls,
             _ => {}
         }
         let fill = |template: &str| fill(template, &directory, setting, fronts, kind);
@@ -243,8 +241,12 @@ impl Gateway {
             Kind::Haproxy(_) => command.args(["-db", "-f"]).arg(&file),
             Kind::Apache => command.args(["-DFOREGROUND", "-f"]).arg(&file),
             Kind::Floor => {
-                let addresses = [fronts.plain, setting.origin].map(|address| address.to_string());
-                command.arg(FLOOR).args(addresses)
+                let addresses = [fronts.plain, fronts.tls, setting.origin];
+                let files = &setting.certificates.ecdsa;
+                command
+                    .arg(FLOOR)
+                    .args(addresses.map(|address| address.to_string()))
+                    .args([&files.certificate, &files.key])
             }
         };
         command.stdin(Stdio::null()).stderr(output.try_clone().map_err(failed())?).stdout(output);

@@ -16,7 +16,7 @@ use tlsplice_fixtures::{Error, Result};
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let result = match &arguments[..] {
-        [first, listen, origin] if first == floor::FLOOR => relay(listen, origin),
+        [first, rest @ ..] if first == floor::FLOOR => relay(rest),
         _ => bench(&Options::parse()),
     };
     match result {
@@ -29,12 +29,18 @@ fn main() -> ExitCode {
 }
 
 /// A process of its own, as the gateways are.
-fn relay(listen: &str, origin: &str) -> Result<()> {
+fn relay(arguments: &[String]) -> Result<()> {
+    let [plain, tls, origin, certificate, key] = arguments else {
+        return Err(Error::failed("the relay takes three addresses and two files"));
+    };
     let address = |text: &str| {
         let failed = |_| Error::failed(format!("{text:?} is no address"));
         text.parse::<SocketAddr>().map_err(failed)
     };
-    floor::run(address(listen)?, address(origin)?).map_err(Error::io("the relay ended"))
+    let addresses =
+        floor::Addresses { plain: address(plain)?, tls: address(tls)?, origin: address(origin)? };
+    floor::run(addresses, Path::new(certificate), Path::new(key))
+        .map_err(Error::io("the relay ended"))
 }
 
 fn bench(options: &Options) -> Result<()> {

@@ -141,6 +141,6 @@ impl Tally {
 /// How long a group may take to be connected.
 const SETUP: Duration = Duration::from_secs(20);
 
-fn failed(text: impl Into<String>) -> io::Error {
+pub(crate) fn failed(text: impl Into<String>) -> io::Error {
     io::Error::other(text.into())
 }
