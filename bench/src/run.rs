@@ -46,8 +46,8 @@ const SLICES: usize = 4;
 const SLICE_MIN: Duration = Duration::from_millis(60);
 /// Connections beyond which a slice would be over before all had their turn.
 const SLICED_CONNECTIONS_MAX: usize = 64;
-/// How many times the share of others a point has of the time, for which there is a bar, where time does not suffice for all
-/// runs: more rounds make a verdict surer.
+/// How many times the runs of others a point has for which there is a bar, and of the time, where that does not suffice for all:
+/// more rounds make a verdict surer.
 const BARRED_SHARES: u32 = 2;
 /// How long a window may get in which nothing is done yet, on a machine that is slow or busy.
 const WINDOW_MAX: Duration = Duration::from_secs(5);
@@ -215,7 +215,8 @@ impl Bench<'_> {
             return outcome;
         }
         let is_idle = point.groups.iter().any(|group| group.work == Work::Idle);
-        let runs = if is_idle { self.plan.runs.min(IDLE_RUNS) } else { self.plan.runs };
+        let times = usize::try_from(shares(point)).expect("a few");
+        let runs = if is_idle { self.plan.runs.min(IDLE_RUNS) } else { self.plan.runs * times };
         let slices = slices(layout, point, self.plan.window);
         let is_kept = point.groups.iter().all(is_kept);
         let mut clients: Vec<Option<Client>> = subjects.iter().map(|_| None).collect();
@@ -325,11 +326,8 @@ impl Bench<'_> {
         }
         let (fronts, processes, groups) = match subject {
             Subject::Gateway(index) => {
-                let knows_tls = self.gateways[index].0 != Kind::Floor;
                 let gateway = self.gateway(index)?;
-                let groups =
-                    if knows_tls { point.groups.clone() } else { without_tls(&point.groups) };
-                (gateway.fronts, gateway.processes(), groups)
+                (gateway.fronts, gateway.processes(), point.groups.clone())
             }
             Subject::Direct => self.direct(&point.groups),
         };

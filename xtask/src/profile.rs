@@ -17,7 +17,7 @@ use crate::compiler::{self, Llvm};
 use crate::tools;
 
 /// What the benchmark does with a gateway that counts: everything that is worth being quick, some seconds of each.
-const TRAINING: [&str; 7] = ["--quick", "--rivals", "none", "--runs", "2", "--window-ms", "500"];
+const TRAINING: [&str; 7] = ["--quick", "--rivals", "none", "--runs", "1", "--window-ms", "500"];
 
 /// Builds the gateway as it is installed, with the recorded profile, and what else `arguments` name.
 pub(crate) fn build_release(arguments: &[&str]) -> Result<()> {

@@ -67,7 +67,7 @@ impl Report {
     pub fn provenance(&self) -> String {
         // Writing to a string cannot fail.
         let mut text = format!(
-            "{}, {}; medians of at most {} interleaved runs of {} s.\n",
+            "{}, {}; medians of at most {} interleaved runs of {} s, twice as many where there is a bar.\n",
             self.date, self.machine, self.runs, self.window_seconds
         );
         for (name, version) in &self.versions {
