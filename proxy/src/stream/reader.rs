@@ -379,14 +379,14 @@ impl<T: Transport> Reader<T> {
         }
         self.grow(class.larger());
         match self.io.try_recv(&mut self.buffer, usize::MAX) {
-            Ok(0) => self.on_eof(),
+            // The end, as an error, comes again at the next receive, after the bytes before it have been used: there may be a
+            // close_notify among them.
+            Ok(0) | Err(_) => Ok(()),
             Ok(count) => {
                 self.on_data(count)?;
                 self.appetite.on_read(count);
                 Ok(())
             }
-            // An error comes again at the next receive, after the bytes before it have been used.
-            Err(_) => Ok(()),
         }
     }
 

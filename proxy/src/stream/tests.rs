@@ -11,7 +11,9 @@ use rustls::CipherSuite;
 use super::*;
 use crate::buffers::Buffers;
 use crate::ktls::testing::against_any_client;
-use crate::limits::{BUFFER_BULK_BYTES, RECORD_PLAINTEXT_MAX, STANDSTILL, TIMER_TICK};
+use crate::limits::{
+    BUFFER_BULK_BYTES, BUFFER_SMALL_BYTES, RECORD_PLAINTEXT_MAX, STANDSTILL, TIMER_TICK,
+};
 use crate::timers::{Activity, Cause, Timers};
 use crate::transport::Transport as _;
 use crate::transport::double::{self, Direction, Double, Mood, Step};
@@ -144,6 +146,18 @@ fn an_end_without_goodbye_is_a_truncation_under_tls() {
         let end = if suite.is_some() { End::Truncated } else { End::Clean };
         assert_eq!(run(read_all(&mut ends.reader, usize::MAX)), (b"half".to_vec(), end));
         assert_eq!(ends.reader.end(), Some(end));
+    }
+}
+
+#[test]
+fn a_goodbye_in_the_last_byte_of_a_buffer_is_seen_before_the_end() {
+    for suite in SUITES {
+        // Up to 100 bytes of framing, whichever suite it is.
+        for len in BUFFER_SMALL_BYTES - 100..=BUFFER_SMALL_BYTES {
+            let mut ends = joined(suite, 100_000);
+            run(write_all(&mut ends.writer, &[pattern(len)]));
+            assert_eq!(run(read_all(&mut ends.reader, usize::MAX)), (pattern(len), End::Clean));
+        }
     }
 }
 
