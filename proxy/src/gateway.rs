@@ -363,6 +363,11 @@ fn describe(
     }
     if started.ring.delivery < Delivery::Deferred {
         line("missing", "io_uring DEFER_TASKRUN (Linux 6.1): more CPU per message".into());
+    } else if started.ring.delivery < Delivery::Standing {
+        line(
+            "missing",
+            "io_uring RECV_MULTISHOT as of Linux 6.15: some 5 % more CPU per message".into(),
+        );
     }
     text
 }

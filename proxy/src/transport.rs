@@ -148,7 +148,8 @@ pub trait Transport: Clone + 'static {
     type Send: Future<Output = Owned> + Unpin;
 
     /// Receives into the spare room of `buffer`, which the operation advances by the count it returns. Completes with 0
-    /// at the end of the stream. The buffer must have spare room.
+    /// at the end of the stream. The buffer must have spare room. One that is empty may come back as another one, of the same
+    /// size or larger.
     fn recv(&self, buffer: Buffer) -> Self::Recv;
 
     /// Sends the filled bytes of `buffer`, perhaps not all of them; the operation consumes what it sent.

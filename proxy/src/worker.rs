@@ -183,6 +183,7 @@ impl Worker {
         counters: Arc<WorkerCounters>,
     ) -> Rc<Self> {
         let (timers, buffers) = (Timers::new(), Rc::new(Buffers::default()));
+        uring::lend(Rc::clone(&buffers));
         let network = Rc::new(RingNetwork);
         let shared = Arc::clone(&orders.borrow().shared);
         let generation = Generation::new(

@@ -11,7 +11,7 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::mem;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::rc::{Rc, Weak};
@@ -21,11 +21,14 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use futures_executor::{LocalPool, LocalSpawner};
 use futures_task::{LocalFutureObj, LocalSpawn as _};
-use io_uring::{IoUring, opcode, squeue};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use slab::Slab;
 
 use super::op::outcome;
+use super::provided::{self, Provided};
+use super::standing::{Standing, Verdict};
 use super::unacknowledged::Unacknowledged;
+use crate::buffers::Buffers;
 
 /// Entries that may wait for the end of a turn in which many operations complete. Beyond, they are submitted at once: a
 /// turn in which a thousand messages are handled would hold the first of them back until the last is done. With 16, messages
@@ -52,14 +55,20 @@ enum Slot {
     Completed(i32),
     /// Given up: what it owns is freed, and what it brings is dropped, when the kernel is done.
     Abandoned(Box<dyn FnOnce(io::Result<u32>)>),
+    /// Completes again and again; the descriptor is kept until it does so no more.
+    Standing { standing: Rc<Standing>, _descriptor: Rc<OwnedFd> },
 }
 
 /// The ring of this thread.
 pub(super) struct Driver {
     ring: RefCell<IoUring>,
+    /// What standing receives receive into, where there are any. Behind the ring, which is dropped first.
+    provided: RefCell<Option<Provided>>,
+    /// From where those who wait for standing receives get buffers, when something has come. None until that is said.
+    lent: RefCell<Option<Rc<Buffers>>>,
     slots: RefCell<Slab<Slot>>,
     /// Completions taken out of the ring; empty but while they are handed on.
-    batch: RefCell<Vec<(u64, i32)>>,
+    batch: RefCell<Vec<cqueue::Entry>>,
     /// Completions of the last turn in which the kernel was entered.
     crowd: Cell<usize>,
     /// Operations submitted at once in this turn, as far as it was looked at once, too, whether they had completed.
@@ -96,11 +105,17 @@ impl Wake for Woken {
 
 /// Runs `main` and all that it spawns on `ring`, until `main` is done. What was spawned and is not done then is dropped
 /// where it is.
-pub(super) fn run<F: Future>(ring: IoUring, main: impl FnOnce() -> F) -> F::Output {
+pub(super) fn run<F: Future>(
+    ring: IoUring,
+    provided: Option<Provided>,
+    main: impl FnOnce() -> F,
+) -> F::Output {
     assert!(current().is_none(), "a thread has one ring at a time");
     let tasks = LocalPool::new();
     let driver = Rc::new(Driver {
         ring: RefCell::new(ring),
+        provided: RefCell::new(provided),
+        lent: RefCell::default(),
         slots: RefCell::default(),
         batch: RefCell::default(),
         crowd: Cell::new(0),
@@ -226,7 +241,7 @@ impl Driver {
                 *slot = Slot::Awaited(cx.waker().clone());
                 Poll::Pending
             }
-            Slot::Abandoned(_) => unreachable!("who abandons an operation does not poll it"),
+            Slot::Abandoned(_) | Slot::Standing { .. } => unreachable!("nobody polls these"),
         }
     }
 
@@ -324,20 +339,29 @@ impl Driver {
     fn reap(&self) -> usize {
         let mut batch = self.batch.take();
         let mut ring = self.ring.borrow_mut();
-        batch.extend(ring.completion().map(|entry| (entry.user_data(), entry.result())));
+        batch.extend(ring.completion());
         drop(ring);
         let count = batch.len();
-        for (user_data, result) in batch.drain(..) {
-            if user_data != NOBODY {
-                self.complete(usize::try_from(user_data).expect("a key"), result);
+        for entry in batch.drain(..) {
+            if entry.user_data() != NOBODY {
+                let key = usize::try_from(entry.user_data()).expect("a key");
+                self.complete(key, entry.result(), entry.flags());
             }
         }
         self.batch.replace(batch);
         count
     }
 
-    fn complete(&self, key: usize, result: i32) {
+    fn complete(&self, key: usize, result: i32, flags: u32) {
         let mut slots = self.slots.borrow_mut();
+        if let Slot::Standing { standing, .. } = &slots[key] {
+            let standing = Rc::clone(standing);
+            if !cqueue::more(flags) {
+                let _done = slots.remove(key);
+            }
+            drop(slots);
+            return self.bring(key, &standing, outcome(result), flags);
+        }
         match mem::replace(&mut slots[key], Slot::Completed(result)) {
             Slot::Awaited(waker) => {
                 drop(slots);
@@ -348,8 +372,80 @@ impl Driver {
                 drop(slots);
                 finish(outcome(result));
             }
-            Slot::Submitted | Slot::Completed(_) => {}
+            Slot::Submitted | Slot::Completed(_) | Slot::Standing { .. } => {}
         }
+    }
+
+    /// Hands on what a standing receive has brought.
+    fn bring(&self, key: usize, standing: &Standing, result: io::Result<u32>, flags: u32) {
+        let mut provided = self.provided.borrow_mut();
+        let provided = provided.as_mut().expect("nothing stands without");
+        let id = cqueue::buffer_select(flags);
+        let result = result.map(|count| match id {
+            Some(id) => provided.filled(id, count),
+            None => &[],
+        });
+        let (verdict, waker) = standing.on_completion(result, cqueue::more(flags));
+        if let Some(id) = id {
+            provided.give_back(id);
+        }
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        if verdict == Verdict::Stop {
+            self.stop(key);
+        }
+    }
+
+    /// Lets receives stand from now on, where the kernel can do that.
+    pub(super) fn lend(&self, buffers: Rc<Buffers>) {
+        if self.provided.borrow().is_some() {
+            self.lent.replace(Some(buffers));
+        }
+    }
+
+    /// A receive that could stand; None where none does.
+    pub(super) fn standing(&self) -> Option<Rc<Standing>> {
+        let lent = self.lent.borrow();
+        lent.as_ref().map(|buffers| Rc::new(Standing::new(Rc::clone(buffers))))
+    }
+
+    /// Has the kernel receive from `descriptor` until it is told to stop. Returns the key by which it is.
+    pub(super) fn stand(&self, standing: Rc<Standing>, descriptor: Rc<OwnedFd>) -> usize {
+        let fd = types::Fd(descriptor.as_raw_fd());
+        let key =
+            self.slots.borrow_mut().insert(Slot::Standing { standing, _descriptor: descriptor });
+        let entry = opcode::RecvMulti::new(fd, provided::GROUP).build().user_data(key as u64);
+        // SAFETY: the slot keeps the descriptor until the last completion. Memory is named by the group only.
+        if let Err(error) = unsafe { self.queue(&entry, HELD_BACK_MAX) } {
+            let _never_queued = self.slots.borrow_mut().remove(key);
+            panic!("{BROKEN}: {error}");
+        }
+        key
+    }
+
+    /// Has the kernel stop a standing receive.
+    pub(super) fn stop(&self, key: usize) {
+        self.stop_among(key, HELD_BACK_MAX);
+    }
+
+    /// Has the kernel stop a standing receive, and looks at once whether it has.
+    pub(super) fn stop_now(&self, key: usize) {
+        self.stop_among(key, 1);
+        self.make_room();
+    }
+
+    fn stop_among(&self, key: usize, held_back_max: usize) {
+        if let Err(error) = self.cancel(key, held_back_max) {
+            panic!("{BROKEN}: {error}");
+        }
+    }
+
+    /// Asks that an operation end. It may not be found, just when it is at work.
+    fn cancel(&self, key: usize, held_back_max: usize) -> io::Result<()> {
+        let cancel = opcode::AsyncCancel::new(key as u64).build().user_data(NOBODY);
+        // SAFETY: it names no memory and no descriptor.
+        unsafe { self.queue(&cancel, held_back_max) }
     }
 
     /// Ends all operations, so that the kernel touches nothing any more.
@@ -358,6 +454,7 @@ impl Driver {
             // Nobody can tell any more when the kernel is done: what it may still touch is never freed.
             self.is_broken.set(true);
             mem::forget(self.slots.take());
+            mem::forget(self.provided.take());
         }
     }
 
@@ -369,9 +466,7 @@ impl Driver {
             }
             // Again in each turn: one that is just about to be tried again is not found, and may then wait anew.
             for key in in_flight {
-                let cancel = opcode::AsyncCancel::new(key as u64).build().user_data(NOBODY);
-                // SAFETY: it names no memory and no descriptor.
-                unsafe { self.queue(&cancel, HELD_BACK_MAX) }?;
+                self.cancel(key, HELD_BACK_MAX)?;
             }
             self.turn()?;
         }

@@ -12,7 +12,7 @@
 //! - A dropped accept would lose a connection. [`Listener::accept`] keeps the operation when its future is dropped.
 //! - What is asked for is submitted when the thread has nothing else to do, or with some others; a send at once where
 //!   little goes on. A task that is always ready stops everything. Use [`no_op`] to be fair.
-//! - No operation completes more than once (multishot, zero-copy send).
+//! - No operation completes more than once, but a receive that stands. That is none of the callers' business.
 //! - The kernel refuses anything but the operations of this module.
 //!
 //! Tasks are woken by completions, and by each other. A wake-up from another thread is not lost, but wakes nobody before
@@ -24,9 +24,11 @@ mod driver;
 mod listener;
 mod message;
 mod op;
+mod provided;
 mod restrict;
 mod runtime;
 mod socket;
+mod standing;
 mod unacknowledged;
 
 #[cfg(test)]
@@ -34,5 +36,5 @@ mod tests;
 
 pub use listener::{AcceptError, ListenOptions, Listener};
 pub use message::{Control, Received, RecvMessage, SendMessage};
-pub use runtime::{Delivery, Ring, Setup, StartError, no_op, sleep, spawn, start};
+pub use runtime::{Delivery, Ring, Setup, StartError, lend, no_op, sleep, spawn, start};
 pub use socket::{Connecting, Readiness, Recv, Send, Socket};

@@ -37,6 +37,9 @@ struct Restriction {
 }
 
 const RESTRICTION_SQE_OP: u16 = 1;
+const RESTRICTION_SQE_FLAGS_ALLOWED: u16 = 2;
+/// `IOSQE_BUFFER_SELECT`.
+const SQE_BUFFER_SELECT: u8 = 1 << 5;
 const REGISTER_RESTRICTIONS: libc::c_uint = 11;
 const REGISTER_ENABLE_RINGS: libc::c_uint = 12;
 
@@ -44,16 +47,14 @@ const REGISTER_ENABLE_RINGS: libc::c_uint = 12;
 const RING: &str = "anon_inode:[io_uring]";
 
 /// Gives a disabled ring the list, and enables it. Nothing can be registered with it from then on, and no flag of an
-/// operation (links, drains, buffers, fixed files, worker threads) is accepted.
+/// operation (links, drains, fixed files, worker threads) is accepted but the one that asks for a provided buffer.
 ///
 /// # Errors
 /// Those of `io_uring_register(2)`.
 pub(super) fn restrict(ring: RawFd) -> io::Result<()> {
-    let list = ALLOWED.map(|operation| Restriction {
-        kind: RESTRICTION_SQE_OP,
-        operation,
-        reserved: [0; 13],
-    });
+    let entry = |kind, operation| Restriction { kind, operation, reserved: [0; 13] };
+    let mut list = Vec::from(ALLOWED.map(|operation| entry(RESTRICTION_SQE_OP, operation)));
+    list.push(entry(RESTRICTION_SQE_FLAGS_ALLOWED, SQE_BUFFER_SELECT));
     register(ring, REGISTER_RESTRICTIONS, &list)?;
     register(ring, REGISTER_ENABLE_RINGS, &[])
 }

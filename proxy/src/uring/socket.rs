@@ -1,5 +1,6 @@
 //! A connected stream socket, and connecting one.
 
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::net::Shutdown;
@@ -12,8 +13,11 @@ use std::time::Duration;
 use io_uring::{opcode, types};
 use socket2::{SockAddr, SockRef};
 
+use super::driver;
 use super::message::{Control, RecvMessage, SendMessage};
 use super::op::{self, InFlight, Operation};
+use super::standing::{Answer, Standing, Verdict};
+use crate::limits::BUFFER_RECORD_BYTES;
 use crate::pipes::Pipe;
 use crate::sys;
 use crate::transport::{Buffer, KernelTls, Owned, Splicer, TlsDirection, Transport};
@@ -33,6 +37,10 @@ pub struct Socket(Rc<Handle>);
 #[derive(Debug)]
 struct Handle {
     descriptor: Rc<OwnedFd>,
+    /// The receive that stands, with the key by which the driver knows it.
+    standing: RefCell<Option<(Rc<Standing>, usize)>>,
+    /// Whether the kernel has a record layer here. What stands would meet records that are no data.
+    has_records: Cell<bool>,
 }
 
 impl Drop for Handle {
@@ -47,7 +55,11 @@ impl Socket {
     /// Takes over a connected stream socket that is not `O_NONBLOCK`.
     #[must_use]
     pub fn new(descriptor: OwnedFd) -> Self {
-        Self(Rc::new(Handle { descriptor: Rc::new(descriptor) }))
+        Self(Rc::new(Handle {
+            descriptor: Rc::new(descriptor),
+            standing: RefCell::default(),
+            has_records: Cell::new(false),
+        }))
     }
 
     /// Begins to connect, with `TCP_NODELAY` where there is TCP. It goes on until the kernel gives up, which may take
@@ -134,6 +146,67 @@ impl Socket {
         Rc::clone(&self.0.descriptor)
     }
 
+    /// Receives into `buffer` once.
+    fn receive_once(&self, mut buffer: Buffer) -> InFlight<Receive> {
+        let spare = buffer.spare_mut();
+        let (pointer, len) = (spare.as_mut_ptr(), bounded(spare.len()));
+        let entry = opcode::Recv::new(types::Fd(self.as_fd().as_raw_fd()), pointer, len).build();
+        let operation = Receive { buffer, _descriptor: self.descriptor() };
+        // SAFETY: descriptor and buffer belong to the operation, whose buffer is a `Vec` behind a private field and is
+        // not touched before completion. RECV into a buffer that is named completes once.
+        unsafe { op::submit(operation, entry) }
+    }
+
+    /// The receive that stands for a buffer of this size: one that has begun before, even if it is to stop, or a new one where
+    /// that is worth it.
+    fn standing_for(&self, capacity: usize) -> Option<Rc<Standing>> {
+        let mut kept = self.0.standing.borrow_mut();
+        let is_bulk = capacity > BUFFER_RECORD_BYTES;
+        if let Some((standing, key)) = &*kept {
+            if is_bulk
+                && standing.stop() == Verdict::Stop
+                && let Some(driver) = driver::current()
+            {
+                driver.stop(*key);
+            }
+            return Some(Rc::clone(standing));
+        }
+        if is_bulk || self.0.has_records.get() {
+            return None;
+        }
+        let driver = driver::current()?;
+        let standing = driver.standing()?;
+        let key = driver.stand(Rc::clone(&standing), self.descriptor());
+        *kept = Some((Rc::clone(&standing), key));
+        Some(standing)
+    }
+
+    /// Stops the receive that stands, and hands what it has brought to `take`. None when nothing of it is left, and the socket
+    /// is to be asked.
+    fn settle(&self, take: impl FnOnce(&[u8]) -> io::Result<usize>) -> Option<io::Result<usize>> {
+        let mut kept = self.0.standing.borrow_mut();
+        let (standing, key) = kept.as_ref()?;
+        if standing.stop() == Verdict::Stop
+            && let Some(driver) = driver::current()
+        {
+            driver.stop_now(*key);
+        }
+        if let Some(taken) = standing.take_ahead(take) {
+            return Some(taken);
+        }
+        match standing.is_spent() {
+            Ok(false) => Some(Err(io::ErrorKind::WouldBlock.into())),
+            Ok(true) => {
+                *kept = None;
+                None
+            }
+            Err(error) => {
+                *kept = None;
+                Some(Err(error))
+            }
+        }
+    }
+
     fn poll(&self, events: libc::c_short) -> Readiness {
         let operation = Ready { _descriptor: self.descriptor() };
         let flags = u32::from(events.cast_unsigned());
@@ -155,17 +228,17 @@ impl Transport for Socket {
     type Recv = Recv;
     type Send = Send;
 
-    fn recv(&self, mut buffer: Buffer) -> Recv {
-        let spare = buffer.spare_mut();
+    fn recv(&self, buffer: Buffer) -> Recv {
         // A receive of nothing completes with zero, and the caller would take that for the end of the stream.
-        assert!(!spare.is_empty(), "a receive needs room");
-        let (pointer, len) = (spare.as_mut_ptr(), bounded(spare.len()));
-        let entry = opcode::Recv::new(types::Fd(self.as_fd().as_raw_fd()), pointer, len).build();
-        let operation = Receive { buffer, _descriptor: self.descriptor() };
-        // SAFETY: descriptor and buffer belong to the operation, whose buffer is a `Vec` behind a private field and is
-        // not touched before completion. RECV without a buffer group completes once.
-        let in_flight = unsafe { op::submit(operation, entry) };
-        Recv { in_flight, _socket: self.clone() }
+        assert!(buffer.spare() > 0, "a receive needs room");
+        let how = match self.standing_for(buffer.capacity()) {
+            Some(standing) => {
+                standing.want(buffer);
+                How::Standing(standing)
+            }
+            None => How::Once(self.receive_once(buffer)),
+        };
+        Recv { how, socket: self.clone() }
     }
 
     fn send(&self, buffer: Buffer) -> Send {
@@ -182,6 +255,12 @@ impl Transport for Socket {
     }
 
     fn try_recv(&self, buffer: &mut Buffer, count: usize) -> io::Result<usize> {
+        if let Some((standing, _)) = &*self.0.standing.borrow() {
+            let brought =
+                standing.take_ahead(|bytes| Ok(buffer.append(&bytes[..bytes.len().min(count)])));
+            // What has come has been brought, as far as it is known.
+            return brought.unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()));
+        }
         let spare = buffer.spare_mut();
         let count = count.min(spare.len());
         let count = sys::recv(self.as_fd(), &mut spare[..count])?;
@@ -193,8 +272,15 @@ impl Transport for Socket {
         sys::send(self.as_fd(), bytes)
     }
 
-    fn readable(&self) -> impl Future<Output = io::Result<()>> {
-        self.poll(libc::POLLIN | libc::POLLRDHUP)
+    async fn readable(&self) -> io::Result<()> {
+        let standing = self.0.standing.borrow().as_ref().map(|(standing, _)| Rc::clone(standing));
+        match standing {
+            Some(standing) => {
+                std::future::poll_fn(|cx| standing.poll_readable(cx)).await;
+                Ok(())
+            }
+            None => self.poll(libc::POLLIN | libc::POLLRDHUP).await,
+        }
     }
 
     fn writable(&self) -> impl Future<Output = io::Result<()>> {
@@ -222,7 +308,7 @@ impl Transport for Socket {
     }
 
     fn acknowledge(&self) {
-        match super::driver::current() {
+        match driver::current() {
             Some(driver) => driver.acknowledge_later(Rc::downgrade(&self.0.descriptor)),
             None => sys::acknowledge(self.as_fd()),
         }
@@ -240,6 +326,11 @@ impl Transport for Socket {
 
 impl Splicer for Socket {
     fn fill(&self, pipe: &Pipe, count: usize) -> io::Result<usize> {
+        if let Some(taken) = self.settle(|bytes| {
+            Ok(rustix::io::write(pipe.write.as_fd(), &bytes[..bytes.len().min(count)])?)
+        }) {
+            return taken;
+        }
         // The socket may be one that waits, and `splice(2)` then would: it is asked only when it has something.
         if !sys::peek(self.as_fd())? {
             return Ok(0);
@@ -271,6 +362,11 @@ impl Splicer for Socket {
 
 impl KernelTls for Socket {
     fn attach(&self) -> io::Result<()> {
+        // What has been received is ciphertext that the layer would never see.
+        if self.0.standing.borrow().is_some() {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        self.0.has_records.set(true);
         sys::tls::attach(self.as_fd())
     }
 
@@ -341,15 +437,40 @@ fn connected(socket: &Socket) -> io::Result<()> {
 #[must_use = "a dropped receive loses bytes"]
 pub struct Recv {
     // Before the socket, so that an unfinished operation is known to be abandoned when the handle goes.
-    in_flight: InFlight<Receive>,
-    _socket: Socket,
+    how: How,
+    socket: Socket,
+}
+
+enum How {
+    /// An operation of its own.
+    Once(InFlight<Receive>),
+    /// From the one that stands.
+    Standing(Rc<Standing>),
 }
 
 impl Future for Recv {
     type Output = Owned;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Owned> {
-        Pin::new(&mut self.in_flight).poll(cx)
+        loop {
+            let buffer = match &mut self.how {
+                How::Once(in_flight) => return Pin::new(in_flight).poll(cx),
+                How::Standing(standing) => match ready!(standing.poll(cx)) {
+                    Answer::Done(owned) => return Poll::Ready(owned),
+                    Answer::Over(buffer) => buffer,
+                },
+            };
+            *self.socket.0.standing.borrow_mut() = None;
+            self.how = How::Once(self.socket.receive_once(buffer));
+        }
+    }
+}
+
+impl Drop for Recv {
+    fn drop(&mut self) {
+        if let How::Standing(standing) = &self.how {
+            standing.forget();
+        }
     }
 }
 

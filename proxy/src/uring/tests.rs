@@ -8,14 +8,16 @@ use std::time::Duration;
 use io_uring::{opcode, squeue, types};
 
 use super::*;
+use crate::buffers::{Buffers, Class};
 use crate::transport::{Buffer, Transport};
 
 const LOCALHOST: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// Runs a test on a ring of its own by each driver; a test that hangs fails after ten seconds.
+/// Runs a test on a ring of its own by each driver, and where receives stand; one that hangs fails after ten seconds.
 fn ring<F: Future<Output = ()>>(test: impl Fn() -> F) {
-    for delivery in [Delivery::Deferred, Delivery::SingleIssuer] {
+    for delivery in [Delivery::Standing, Delivery::Deferred, Delivery::SingleIssuer] {
         let bounded = |_| async {
+            lend(std::rc::Rc::default());
             tokio::select! {
                 () = test() => {}
                 () = sleep(Duration::from_secs(10)) => panic!("the test hangs"),
@@ -98,7 +100,7 @@ fn more_operations_than_the_queue_holds_complete() {
 #[test]
 fn where_little_goes_on_a_send_does_not_wait_for_the_end_of_the_turn() {
     let test = |given: Ring| async move {
-        if given.delivery != Delivery::Deferred {
+        if given.delivery < Delivery::Deferred {
             eprintln!("skipped: this kernel has no DEFER_TASKRUN");
             return;
         }
@@ -118,7 +120,7 @@ fn where_little_goes_on_a_send_does_not_wait_for_the_end_of_the_turn() {
 #[test]
 fn where_little_goes_on_a_send_that_completes_at_once_wakes_nobody() {
     let test = |given: Ring| async move {
-        if given.delivery != Delivery::Deferred {
+        if given.delivery < Delivery::Deferred {
             eprintln!("skipped: this kernel has no DEFER_TASKRUN");
             return;
         }
@@ -155,6 +157,143 @@ fn a_task_that_never_waits_long_leaves_others_their_turn() {
             assert_eq!(busy.send(filled(b"x")).await.0.unwrap(), 1);
         }
         assert!(done.get(), "a thousand sends, and nobody has looked");
+    });
+}
+
+/// Runs a test where receives stand, if this kernel can do that; one that hangs fails after ten seconds.
+fn where_receives_stand<F: Future<Output = ()>>(test: impl Fn(std::rc::Rc<Buffers>) -> F) {
+    let bounded = |given: Ring| async move {
+        if given.delivery < Delivery::Standing {
+            eprintln!("skipped: receives do not stand here, Linux 6.15 is needed");
+            return;
+        }
+        let buffers = std::rc::Rc::new(Buffers::default());
+        lend(std::rc::Rc::clone(&buffers));
+        tokio::select! {
+            () = test(buffers) => {}
+            () = sleep(Duration::from_secs(10)) => panic!("the test hangs"),
+        }
+    };
+    let delivery = Delivery::Standing;
+    start(Setup { submissions: 64, completions: 256, delivery }, bounded).unwrap();
+}
+
+#[test]
+fn who_waits_for_a_standing_receive_pins_no_buffer() {
+    where_receives_stand(|buffers| async move {
+        let (here, there) = tcp_pair().await;
+        for round in 0_u8..3 {
+            let buffer = buffers.take(Class::Tiny);
+            let storage = buffer.filled().as_ptr();
+            let receive = there.recv(buffer);
+            let other = buffers.take(Class::Tiny);
+            assert_eq!(other.filled().as_ptr(), storage, "it waits with the buffer");
+            buffers.give(other);
+            here.send(filled(&[round; 100])).await.0.unwrap();
+            let (count, buffer) = receive.await;
+            assert_eq!((count.unwrap(), buffer.filled()), (100, &[round; 100][..]));
+            buffers.give(buffer);
+        }
+    });
+}
+
+#[test]
+fn a_standing_receive_gives_way_to_large_buffers_and_to_pipes() {
+    where_receives_stand(|buffers| async move {
+        let (here, there) = tcp_pair().await;
+        let pipe = buffers.pipes().take().expect("a pipe");
+        let mut expected = 0_u8;
+        for class in [Class::Tiny, Class::Bulk, Class::Small, Class::Bulk, Class::Record] {
+            // In the socket, or brought already, when it is asked for.
+            for is_early in [false, true] {
+                let receive = (!is_early).then(|| there.recv(buffers.take(class)));
+                no_op().await;
+                expected += 1;
+                here.send(filled(&[expected; 300])).await.0.unwrap();
+                no_op().await;
+                let receive = receive.unwrap_or_else(|| there.recv(buffers.take(class)));
+                let (count, buffer) = receive.await;
+                assert_eq!((count.unwrap(), buffer.filled()), (300, &[expected; 300][..]));
+                buffers.give(buffer);
+            }
+            expected += 1;
+            here.send(filled(&[expected; 500])).await.0.unwrap();
+            let splicer = there.splicer().expect("a socket has one");
+            let count = loop {
+                match splicer.fill(&pipe, 1 << 16) {
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                        there.readable().await.unwrap();
+                    }
+                    filled => break filled.unwrap(),
+                }
+            };
+            let mut bytes = [0; 1000];
+            assert_eq!(rustix::io::read(&pipe.read, &mut bytes).unwrap(), count);
+            assert_eq!(bytes[..count], [expected; 500]);
+        }
+        here.shutdown(std::net::Shutdown::Write);
+        for _ in 0..2 {
+            assert_eq!(there.recv(buffers.take(Class::Tiny)).await.0.unwrap(), 0);
+        }
+    });
+}
+
+#[test]
+fn who_sends_more_than_is_asked_for_has_to_wait() {
+    where_receives_stand(|buffers| async move {
+        let (here, there) = tcp_pair().await;
+        here.send(filled(b"x")).await.0.unwrap();
+        assert_eq!(there.recv(buffers.take(Class::Tiny)).await.0.unwrap(), 1);
+        // Nobody asks any more.
+        let piece = vec![0; 1 << 16];
+        let mut sent = 0;
+        for _ in 0..1000 {
+            sent += here.try_send(&piece).unwrap_or(0);
+            no_op().await;
+        }
+        assert!(sent < 32 << 20, "{sent} bytes were taken for nobody");
+        let mut received = 0;
+        while received < sent {
+            let (count, buffer) = there.recv(buffers.take(Class::Record)).await;
+            received += count.unwrap();
+            buffers.give(buffer);
+        }
+    });
+}
+
+#[test]
+fn a_socket_that_goes_ends_its_standing_receive_and_closes() {
+    where_receives_stand(|buffers| async move {
+        let (here, there) = tcp_pair().await;
+        let receive = there.recv(buffers.take(Class::Tiny));
+        no_op().await;
+        drop(receive);
+        drop(there);
+        assert_eq!(here.recv(buffers.take(Class::Tiny)).await.0.unwrap(), 0);
+    });
+}
+
+#[test]
+fn more_messages_than_there_are_provided_buffers_arrive() {
+    where_receives_stand(|buffers| async move {
+        const COUNT: usize = 200;
+        let mut pairs = Vec::new();
+        for _ in 0..COUNT {
+            pairs.push(tcp_pair().await);
+        }
+        for round in 0_u8..3 {
+            let receives: Vec<_> =
+                pairs.iter().map(|(_, there)| there.recv(buffers.take(Class::Tiny))).collect();
+            no_op().await;
+            for (here, _) in &pairs {
+                assert_eq!(here.try_send(&[round; 200]).unwrap(), 200);
+            }
+            for receive in receives {
+                let (count, buffer) = receive.await;
+                assert_eq!((count.unwrap(), buffer.filled()), (200, &[round; 200][..]));
+                buffers.give(buffer);
+            }
+        }
     });
 }
 

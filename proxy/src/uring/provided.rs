@@ -1,0 +1,111 @@
+//! Buffers that a ring receives into before anybody has said where to: the kernel takes the next free one when there is
+//! something to put into it (`IORING_REGISTER_PBUF_RING`, Linux 5.19).
+
+use std::alloc::{self, Layout};
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use io_uring::IoUring;
+use io_uring::types::BufRingEntry;
+
+/// The group by which operations name the buffers of their ring.
+pub(super) const GROUP: u16 = 0;
+
+/// How many there are: more than what completes in one turn, some twenty operations.
+const COUNT: u16 = 64;
+
+/// Room in each, in bytes: two messages of 4 KiB with what frames them.
+const BYTES: u32 = 8832;
+
+/// What the kernel asks of the address of the list.
+const PAGE_BYTES: usize = 4096;
+
+/// The buffers of one ring. Each is either in the list, and the kernel's to write, or has been handed over with a completion,
+/// and is ours to read until it is given back.
+pub(super) struct Provided {
+    list: NonNull<BufRingEntry>,
+    storage: NonNull<u8>,
+    tail: u16,
+}
+
+impl Provided {
+    fn list_layout() -> Layout {
+        Layout::array::<BufRingEntry>(COUNT.into())
+            .and_then(|layout| layout.align_to(PAGE_BYTES))
+            .expect("it is small")
+    }
+
+    fn storage_layout() -> Layout {
+        Layout::array::<u8>(Self::offset(COUNT)).expect("it is small")
+    }
+
+    /// Where the buffer `id` begins in the storage.
+    fn offset(id: u16) -> usize {
+        usize::from(id) * BYTES as usize
+    }
+
+    /// Gives `ring` its buffers. They must not be dropped before it is.
+    ///
+    /// # Errors
+    /// Those of `io_uring_register(2)`: `EINVAL` where the kernel knows no such thing.
+    pub(super) fn register(ring: &IoUring) -> io::Result<Self> {
+        let allocate = |layout: Layout| {
+            // SAFETY: neither layout is of size zero.
+            let memory = unsafe { alloc::alloc_zeroed(layout) };
+            NonNull::new(memory).unwrap_or_else(|| alloc::handle_alloc_error(layout))
+        };
+        let list = allocate(Self::list_layout()).cast::<BufRingEntry>();
+        let storage = allocate(Self::storage_layout());
+        let mut provided = Self { list, storage, tail: 0 };
+        let address = list.addr().get() as u64;
+        // SAFETY: the list has so many entries, begins at a page, and is freed after the ring, as the caller was told.
+        unsafe { ring.submitter().register_buf_ring(address, COUNT, GROUP) }?;
+        for id in 0..COUNT {
+            provided.give_back(id);
+        }
+        Ok(provided)
+    }
+
+    /// What the kernel has put into the buffer `id`, which a completion has handed over together with `count`.
+    ///
+    /// # Panics
+    /// When there is no such buffer, or it has less room: a defect of the kernel.
+    pub(super) fn filled(&self, id: u16, count: u32) -> &[u8] {
+        assert!(id < COUNT && count <= BYTES, "the kernel knows its buffers");
+        // SAFETY: the buffer lies within the storage.
+        let start = unsafe { self.storage.add(Self::offset(id)) };
+        // SAFETY: the bytes lie within the storage, which was zeroed once. The buffer has been handed over: the kernel does not
+        // write it until it is given back, which takes `&mut self`.
+        unsafe { std::slice::from_raw_parts(start.as_ptr(), count as usize) }
+    }
+
+    /// Lets the kernel have the buffer `id` again.
+    pub(super) fn give_back(&mut self, id: u16) {
+        // SAFETY: the buffer lies within the storage.
+        let start = unsafe { self.storage.add(Self::offset(id)) };
+        // SAFETY: the index is below the length of the list.
+        let mut entry = unsafe { self.list.add(usize::from(self.tail % COUNT)) };
+        // SAFETY: the kernel reads no entry from the tail on, and there is always one: there are as many as buffers. The
+        // field that is the tail, in the first of them, is written by none of these calls.
+        let entry = unsafe { entry.as_mut() };
+        entry.set_addr(start.addr().get() as u64);
+        entry.set_len(BYTES);
+        entry.set_bid(id);
+        self.tail = self.tail.wrapping_add(1);
+        // SAFETY: the list has a first entry, which was zeroed once.
+        let tail = unsafe { BufRingEntry::tail(self.list.as_ptr()) };
+        // SAFETY: these are two bytes, aligned, inside the list. The kernel only reads them.
+        let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
+        tail.store(self.tail, Ordering::Release);
+    }
+}
+
+impl Drop for Provided {
+    fn drop(&mut self) {
+        // SAFETY: it was allocated with this layout. The ring, which writes here, has gone.
+        unsafe { alloc::dealloc(self.list.as_ptr().cast(), Self::list_layout()) };
+        // SAFETY: as above.
+        unsafe { alloc::dealloc(self.storage.as_ptr(), Self::storage_layout()) };
+    }
+}
