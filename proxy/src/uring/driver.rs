@@ -35,8 +35,8 @@ use crate::buffers::Buffers;
 /// of 1,000 tunnels cost some 10 % more than without a bound.
 const HELD_BACK_MAX: usize = 64;
 
-/// So many completions in one turn are few: then no send is held back, so that of a few messages that come together each
-/// leaves without waiting for the next one.
+/// So many completions in one turn are few: then as many sends are made at once, so that of a few messages that come together
+/// each leaves without waiting for the next one.
 const FEW: usize = 4;
 
 /// What a thread says whose ring works no more: it cannot go on.
@@ -71,10 +71,8 @@ pub(super) struct Driver {
     batch: RefCell<Vec<cqueue::Entry>>,
     /// Completions of the last turn in which the kernel was entered.
     crowd: Cell<usize>,
-    /// Operations submitted at once in this turn, as far as it was looked at once, too, whether they had completed.
+    /// Sends made at once in this turn.
     hurried: Cell<usize>,
-    /// Whether the kernel has not been entered for the last turn.
-    has_skipped: Cell<bool>,
     /// Whether the ring ended without telling what became of its operations.
     is_broken: Cell<bool>,
     unacknowledged: RefCell<Unacknowledged>,
@@ -120,7 +118,6 @@ pub(super) fn run<F: Future>(
         batch: RefCell::default(),
         crowd: Cell::new(0),
         hurried: Cell::new(0),
-        has_skipped: Cell::new(false),
         is_broken: Cell::new(false),
         unacknowledged: RefCell::default(),
         spawner: tasks.spawner(),
@@ -175,26 +172,28 @@ impl Driver {
         let _ = self.spawner.spawn_local_obj(LocalFutureObj::new(Box::new(guarded)));
     }
 
-    /// Queues an entry and returns the key of its completion. What was submitted at once may have completed by then, and its task
-    /// goes on without being woken; not for ever, since others would wait.
+    /// Queues an entry and returns the key of its completion.
     ///
     /// # Safety
     /// What [`op::submit`](super::op::submit) demands of the entry, until its completion has been polled or it has been
     /// abandoned with what it owns.
-    pub(super) unsafe fn push(&self, entry: squeue::Entry, is_urgent: bool) -> usize {
+    pub(super) unsafe fn push(&self, entry: squeue::Entry) -> usize {
         let key = self.slots.borrow_mut().insert(Slot::Submitted);
-        let is_hurried = is_urgent && self.crowd.get() <= FEW;
-        let held_back_max = if is_hurried { 1 } else { HELD_BACK_MAX };
         // SAFETY: the caller vouches for the entry.
-        if let Err(error) = unsafe { self.queue(&entry.user_data(key as u64), held_back_max) } {
+        if let Err(error) = unsafe { self.queue(&entry.user_data(key as u64), HELD_BACK_MAX) } {
             let _never_queued = self.slots.borrow_mut().remove(key);
             panic!("{BROKEN}: {error}");
         }
-        if is_hurried && self.hurried.get() < FEW {
-            self.hurried.set(self.hurried.get() + 1);
-            self.reap();
-        }
         key
+    }
+
+    /// Whether a send is to be made at once and without the ring, which costs less where little goes on. Not for ever in one
+    /// turn, since others would wait.
+    pub(super) fn hurries(&self) -> bool {
+        let hurried = self.hurried.get();
+        let hurries = self.crowd.get() <= FEW && hurried < FEW;
+        self.hurried.set(hurried + usize::from(hurries));
+        hurries
     }
 
     /// Queues an entry, and submits what waits when that is `held_back_max` entries.
@@ -270,13 +269,6 @@ impl Driver {
     /// That of a ring that works no more.
     fn turn(&self) -> io::Result<()> {
         self.hurried.set(0);
-        // What was submitted at once may have completed at once. Not twice in a row: only there others complete.
-        if !self.has_skipped.get() && self.has_only_completed() {
-            self.has_skipped.set(true);
-            self.reap();
-            return Ok(());
-        }
-        self.has_skipped.set(false);
         let has_unacknowledged = !self.unacknowledged.borrow().is_empty();
         if has_unacknowledged && self.turn_without_sleep()? > 0 {
             return Ok(());
@@ -320,12 +312,6 @@ impl Driver {
         let ring = self.ring.borrow();
         // SAFETY: who queued the entries vouches for them, and there is no argument.
         unsafe { ring.submitter().enter::<libc::sigset_t>(count, 0, GETEVENTS, None) }
-    }
-
-    /// Whether there are completions, and nothing is to be submitted.
-    fn has_only_completed(&self) -> bool {
-        let mut ring = self.ring.borrow_mut();
-        ring.submission().is_empty() && !ring.completion().is_empty()
     }
 
     /// Lets operations complete without submitting any: a kernel that has no memory for a new one does not come to that.

@@ -10,8 +10,8 @@
 //!   completes it. (The bytes that a dropped receive has taken are lost, though. Keep it, as
 //!   [`Transport`](crate::transport::Transport) says.)
 //! - A dropped accept would lose a connection. [`Listener::accept`] keeps the operation when its future is dropped.
-//! - What is asked for is submitted when the thread has nothing else to do, or with some others; a send at once where
-//!   little goes on. A task that is always ready stops everything. Use [`no_op`] to be fair.
+//! - What is asked for is submitted when the thread has nothing else to do, or with some others; a small send is made at
+//!   once where little goes on, and not on the ring. A task that is always ready stops everything. Use [`no_op`] to be fair.
 //! - No operation completes more than once, but a receive that stands. That is none of the callers' business.
 //! - The kernel refuses anything but the operations of this module.
 //!

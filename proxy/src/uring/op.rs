@@ -18,9 +18,6 @@ pub(super) trait Operation: Unpin + 'static {
     /// What the caller gets.
     type Output;
 
-    /// Whether somebody outside waits for it: it is not to wait for others where little goes on.
-    const IS_URGENT: bool = false;
-
     /// Called once, with the result of the completion. It must not touch the ring either.
     fn complete(self, result: io::Result<u32>) -> Self::Output;
 }
@@ -37,7 +34,7 @@ enum Driven<O: Operation> {
 }
 
 /// Hands `operation` to the kernel. The entry is submitted when the thread next has nothing to do, or when some others
-/// are waiting with it; an [urgent](Operation::IS_URGENT) one at once where little goes on.
+/// are waiting with it.
 ///
 /// # Panics
 /// Outside [`start`](super::start).
@@ -53,7 +50,7 @@ pub(super) unsafe fn submit<O: Operation>(operation: O, entry: squeue::Entry) ->
         Some(driver) => {
             // SAFETY: the caller vouches for the entry, and `Keyed` keeps the operation until the completion, or leaves
             // it to the driver, which does.
-            let key = unsafe { driver.push(entry, O::IS_URGENT) };
+            let key = unsafe { driver.push(entry) };
             Driven::Driver(Keyed { driver, key, operation: Some(operation) })
         }
         // SAFETY: the caller vouches for the entry.

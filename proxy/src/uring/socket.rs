@@ -241,7 +241,16 @@ impl Transport for Socket {
         Recv { how, socket: self.clone() }
     }
 
-    fn send(&self, buffer: Buffer) -> Send {
+    fn send(&self, mut buffer: Buffer) -> Send {
+        if buffer.len() <= BUFFER_RECORD_BYTES
+            && driver::current().is_some_and(|driver| driver.hurries())
+        {
+            let sent = self.try_send(buffer.filled());
+            if !sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+                buffer.consume(*sent.as_ref().unwrap_or(&0));
+                return Send { how: Sending::Done(Some((sent, buffer))), _socket: self.clone() };
+            }
+        }
         let filled = buffer.filled();
         let (pointer, len) = (filled.as_ptr(), bounded(filled.len()));
         let entry = opcode::Send::new(types::Fd(self.as_fd().as_raw_fd()), pointer, len)
@@ -251,7 +260,7 @@ impl Transport for Socket {
         // SAFETY: descriptor and buffer belong to the operation, whose buffer is a `Vec` behind a private field and is
         // not touched before completion. SEND completes once.
         let in_flight = unsafe { op::submit(operation, entry) };
-        Send { in_flight, _socket: self.clone() }
+        Send { how: Sending::InFlight(in_flight), _socket: self.clone() }
     }
 
     fn try_recv(&self, buffer: &mut Buffer, count: usize) -> io::Result<usize> {
@@ -494,15 +503,25 @@ impl Operation for Receive {
 /// A send in flight.
 #[must_use = "a dropped send may or may not have happened"]
 pub struct Send {
-    in_flight: InFlight<Transmit>,
+    // Before the socket, as for a receive.
+    how: Sending,
     _socket: Socket,
+}
+
+enum Sending {
+    /// It was made at once. None after it has been told.
+    Done(Option<Owned>),
+    InFlight(InFlight<Transmit>),
 }
 
 impl Future for Send {
     type Output = Owned;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Owned> {
-        Pin::new(&mut self.in_flight).poll(cx)
+        match &mut self.how {
+            Sending::Done(owned) => Poll::Ready(owned.take().expect("not polled after completion")),
+            Sending::InFlight(in_flight) => Pin::new(in_flight).poll(cx),
+        }
     }
 }
 
@@ -513,8 +532,6 @@ struct Transmit {
 
 impl Operation for Transmit {
     type Output = Owned;
-
-    const IS_URGENT: bool = true;
 
     fn complete(mut self, result: io::Result<u32>) -> Owned {
         let result = result.and_then(count);
