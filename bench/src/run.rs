@@ -220,9 +220,8 @@ impl Bench<'_> {
         let slices = slices(layout, point, self.plan.window);
         let is_kept = point.groups.iter().all(is_kept);
         let mut clients: Vec<Option<Client>> = subjects.iter().map(|_| None).collect();
-        // A little more than its share, since others take less.
         let time_left = self.plan.bound.saturating_sub(self.begun.elapsed());
-        let share = (time_left * shares(point) * 5 / 4 / left).min(time_left / 2);
+        let share = (time_left * shares(point) / left).min(time_left / 2);
         let runs_min = if self.plan.quick { QUICK_RUNS_MIN } else { RUNS_MIN };
         let begun = Instant::now();
         for slice in 0..runs * slices {
