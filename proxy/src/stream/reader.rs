@@ -60,6 +60,8 @@ pub struct Reader<T: Transport> {
     is_spliceable: bool,
     end: Option<End>,
     record_error: Option<RecordError>,
+    /// How the socket failed behind bytes that are still to be used. It tells nobody a second time.
+    failure: Option<io::Error>,
     count: Count,
     /// Told of what was received and is nobody's payload.
     gauge: Option<Rc<Gauge>>,
@@ -125,6 +127,7 @@ impl<T: Transport> Reader<T> {
             is_spliceable: true,
             end: None,
             record_error: None,
+            failure: None,
             count: 0,
             gauge: None,
             has_swallowed: false,
@@ -330,7 +333,10 @@ impl<T: Transport> Reader<T> {
             {
                 gauge.swallowed(Direction::Up);
             }
-            self.receive()?;
+            match self.failure.take() {
+                Some(error) => self.on_error(error)?,
+                None => self.receive()?,
+            }
         }
     }
 
@@ -379,9 +385,13 @@ impl<T: Transport> Reader<T> {
         }
         self.grow(class.larger());
         match self.io.try_recv(&mut self.buffer, usize::MAX) {
-            // The end, as an error, comes again at the next receive, after the bytes before it have been used: there may be a
-            // close_notify among them.
-            Ok(0) | Err(_) => Ok(()),
+            // It comes again at the next receive, after the bytes before it have been used: there may be a close_notify among
+            // them.
+            Ok(0) => Ok(()),
+            Err(error) => {
+                self.failure = (!is_retry(&error)).then_some(error);
+                Ok(())
+            }
             Ok(count) => {
                 self.on_data(count)?;
                 self.appetite.on_read(count);

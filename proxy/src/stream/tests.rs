@@ -162,6 +162,19 @@ fn a_goodbye_in_the_last_byte_of_a_buffer_is_seen_before_the_end() {
 }
 
 #[test]
+fn a_failure_behind_a_full_buffer_is_told_after_what_came_before_it() {
+    let mut ends = joined(None, 100_000);
+    run(write_all(&mut ends.writer, &[pattern(BUFFER_SMALL_BYTES)]));
+    let steps = [Step::AtMost(BUFFER_SMALL_BYTES), Step::Fail(io::ErrorKind::ConnectionReset)];
+    ends.far.script(Direction::Receive, steps);
+    assert_eq!(run(ends.reader.fill()).unwrap(), Fill::Data);
+    assert_eq!(ends.reader.filled(), pattern(BUFFER_SMALL_BYTES));
+    ends.reader.consume(BUFFER_SMALL_BYTES);
+    let failed = run(ends.reader.fill());
+    assert!(matches!(failed, Err(StreamError::Io(_))), "a cut stream looks whole: {failed:?}");
+}
+
+#[test]
 fn what_is_pushed_leaves_at_the_flush_in_one_send() {
     for suite in SUITES {
         let mut ends = joined(suite, 10_000_000);
