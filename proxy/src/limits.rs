@@ -43,6 +43,17 @@ pub const BUFFERS_RECORD_KEPT_MAX: usize = 256;
 /// ... and 4 MiB for bulk.
 pub const BUFFERS_BULK_KEPT_MAX: usize = 16;
 
+/// Buffers that a ring receives into where receives stand: more than the operations that complete in one turn, some twenty since
+/// Linux 6.13. One socket on which more comes than is asked for takes all of them at worst, ...
+pub const PROVIDED_BUFFERS: u16 = 32;
+
+/// ... of which each has room for two messages of 4 KiB with what frames them, in bytes: together as much as one for bulk.
+pub const PROVIDED_BUFFER_BYTES: u32 = 8832;
+
+/// How much may have come that nobody has asked for before a receive that stands is stopped, in bytes. What the turn in which it
+/// becomes more brings comes on top, which is no more than all provided buffers hold.
+pub const AHEAD_BYTES_MAX: usize = 16 * 1024;
+
 /// Capacity of a pipe for splicing, in bytes. Half of it costs a third more per byte, twice of it gains nothing.
 pub const PIPE_BYTES: usize = 256 * 1024;
 

@@ -59,6 +59,12 @@ enum Slot {
     Standing { standing: Rc<Standing>, _descriptor: Rc<OwnedFd> },
 }
 
+/// A ring that may be used, with its buffers if receives are to stand. It is dropped before they are.
+pub(super) struct Made {
+    pub(super) ring: IoUring,
+    pub(super) provided: Option<Provided>,
+}
+
 /// The ring of this thread.
 pub(super) struct Driver {
     ring: RefCell<IoUring>,
@@ -69,6 +75,8 @@ pub(super) struct Driver {
     slots: RefCell<Slab<Slot>>,
     /// Completions taken out of the ring; empty but while they are handed on.
     batch: RefCell<Vec<cqueue::Entry>>,
+    /// Standing receives to be stopped behind a batch: what it still holds of them has to come first.
+    stopping: RefCell<Vec<usize>>,
     /// Completions of the last turn in which the kernel was entered.
     crowd: Cell<usize>,
     /// Sends made at once in this turn.
@@ -103,19 +111,16 @@ impl Wake for Woken {
 
 /// Runs `main` and all that it spawns on `ring`, until `main` is done. What was spawned and is not done then is dropped
 /// where it is.
-pub(super) fn run<F: Future>(
-    ring: IoUring,
-    provided: Option<Provided>,
-    main: impl FnOnce() -> F,
-) -> F::Output {
+pub(super) fn run<F: Future>(made: Made, main: impl FnOnce() -> F) -> F::Output {
     assert!(current().is_none(), "a thread has one ring at a time");
     let tasks = LocalPool::new();
     let driver = Rc::new(Driver {
-        ring: RefCell::new(ring),
-        provided: RefCell::new(provided),
+        ring: RefCell::new(made.ring),
+        provided: RefCell::new(made.provided),
         lent: RefCell::default(),
         slots: RefCell::default(),
         batch: RefCell::default(),
+        stopping: RefCell::default(),
         crowd: Cell::new(0),
         hurried: Cell::new(0),
         is_broken: Cell::new(false),
@@ -217,7 +222,7 @@ impl Driver {
                 // What else there may be is met again at the end of the turn.
                 _ if is_queued => return Ok(()),
                 Ok(_) => {}
-                Err(error) if is_passing(&error) => self.make_room(),
+                Err(error) if is_passing(&error) => self.make_room()?,
                 Err(error) => return Err(error),
             }
         }
@@ -276,7 +281,7 @@ impl Driver {
         let entered = self.ring.borrow().submit_and_wait(1);
         match entered {
             Ok(_) => self.crowd.set(self.reap()),
-            Err(error) if is_passing(&error) => self.make_room(),
+            Err(error) if is_passing(&error) => self.make_room()?,
             Err(error) => return Err(error),
         }
         Ok(())
@@ -315,10 +320,15 @@ impl Driver {
     }
 
     /// Lets operations complete without submitting any: a kernel that has no memory for a new one does not come to that.
-    fn make_room(&self) {
-        // An error is met again at the next turn.
-        let _ = self.enter(0);
-        self.reap();
+    ///
+    /// # Errors
+    /// That of a ring that works no more.
+    fn make_room(&self) -> io::Result<()> {
+        match self.enter(0) {
+            Err(error) if !is_passing(&error) => return Err(error),
+            _ => self.reap(),
+        };
+        Ok(())
     }
 
     /// Hands on what has completed, and returns how much that is.
@@ -335,6 +345,10 @@ impl Driver {
             }
         }
         self.batch.replace(batch);
+        for key in self.stopping.take() {
+            // An error is met again at the next turn.
+            let _ = self.cancel(key, HELD_BACK_MAX);
+        }
         count
     }
 
@@ -378,8 +392,9 @@ impl Driver {
         if let Some(waker) = waker {
             waker.wake();
         }
-        if verdict == Verdict::Stop {
-            self.stop(key);
+        let mut stopping = self.stopping.borrow_mut();
+        if verdict == Verdict::Stop && !stopping.contains(&key) {
+            stopping.push(key);
         }
     }
 
@@ -412,19 +427,12 @@ impl Driver {
 
     /// Has the kernel stop a standing receive.
     pub(super) fn stop(&self, key: usize) {
-        self.stop_among(key, HELD_BACK_MAX);
+        or_broken(self.cancel(key, HELD_BACK_MAX));
     }
 
     /// Has the kernel stop a standing receive, and looks at once whether it has.
     pub(super) fn stop_now(&self, key: usize) {
-        self.stop_among(key, 1);
-        self.make_room();
-    }
-
-    fn stop_among(&self, key: usize, held_back_max: usize) {
-        if let Err(error) = self.cancel(key, held_back_max) {
-            panic!("{BROKEN}: {error}");
-        }
+        or_broken(self.cancel(key, 1).and_then(|()| self.make_room()));
     }
 
     /// Asks that an operation end. It may not be found, just when it is at work.
@@ -462,6 +470,13 @@ impl Driver {
         let slots = self.slots.borrow();
         let in_flight = slots.iter().filter(|(_, slot)| !matches!(slot, Slot::Completed(_)));
         in_flight.map(|(key, _)| key).collect()
+    }
+}
+
+/// Ends the thread if its ring works no more.
+fn or_broken(outcome: io::Result<()>) {
+    if let Err(error) = outcome {
+        panic!("{BROKEN}: {error}");
     }
 }
 

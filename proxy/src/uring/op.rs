@@ -1,4 +1,5 @@
-//! One operation from submission to completion: the only place that lends memory to the kernel.
+//! One operation from submission to completion: the only place that lends memory to the kernel, but for the buffers of
+//! [`provided`](super::provided).
 
 use std::future::Future;
 use std::io;

@@ -9,17 +9,16 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
 
+use crate::limits::{PROVIDED_BUFFER_BYTES as BYTES, PROVIDED_BUFFERS as COUNT};
+
 /// The group by which operations name the buffers of their ring.
 pub(super) const GROUP: u16 = 0;
 
-/// How many there are: more than what completes in one turn, some twenty operations.
-const COUNT: u16 = 64;
-
-/// Room in each, in bytes: two messages of 4 KiB with what frames them.
-const BYTES: u32 = 8832;
-
 /// What the kernel asks of the address of the list.
 const PAGE_BYTES: usize = 4096;
+
+/// Where the tail of the list lies: in the last field of its first entry, which has no other use (`struct io_uring_buf_ring`).
+const TAIL_OFFSET: usize = 14;
 
 /// The buffers of one ring. Each is either in the list, and the kernel's to write, or has been handed over with a completion,
 /// and is ours to read until it is given back.
@@ -45,7 +44,7 @@ impl Provided {
         usize::from(id) * BYTES as usize
     }
 
-    /// Gives `ring` its buffers. They must not be dropped before it is.
+    /// Gives `ring` its buffers. They must not be dropped before it.
     ///
     /// # Errors
     /// Those of `io_uring_register(2)`: `EINVAL` where the kernel knows no such thing.
@@ -93,10 +92,11 @@ impl Provided {
         entry.set_len(BYTES);
         entry.set_bid(id);
         self.tail = self.tail.wrapping_add(1);
-        // SAFETY: the list has a first entry, which was zeroed once.
-        let tail = unsafe { BufRingEntry::tail(self.list.as_ptr()) };
-        // SAFETY: these are two bytes, aligned, inside the list. The kernel only reads them.
-        let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
+        // SAFETY: the offset lies within the first entry.
+        let tail = unsafe { self.list.cast::<u8>().add(TAIL_OFFSET) };
+        // SAFETY: these are two bytes, aligned, inside memory that was zeroed once. The kernel only reads them, and here they
+        // are reached through this pointer only.
+        let tail = unsafe { AtomicU16::from_ptr(tail.cast().as_ptr()) };
         tail.store(self.tail, Ordering::Release);
     }
 }

@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use io_uring::opcode;
 
-/// All operations that are ever submitted: those of this module's sockets, and what the driver cancels at its end.
+/// All operations that are ever submitted: those of this module's sockets, and what the driver cancels.
 /// None opens, reads or writes a file, or sends a message to another ring.
 const ALLOWED: [u8; 9] = [
     opcode::Nop::CODE,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode, types};
 
+use super::driver::Made;
 use super::provided::Provided;
 use super::restrict::{exclusively, restrict, restricted};
 use super::{compat, driver, op};
@@ -202,20 +203,27 @@ pub fn start<F: Future>(
 ) -> Result<F::Output, StartError> {
     let ring = negotiate(setup, try_ring)?;
     if ring.delivery >= Delivery::Deferred {
-        let (made, provided) = patiently(|| {
-            let made = disabled(ring).build(ring.submissions)?;
-            let stands = ring.delivery == Delivery::Standing;
-            let provided = stands.then(|| Provided::register(&made)).transpose()?;
-            restrict(made.as_raw_fd())?;
-            Ok((made, provided))
+        let made = patiently(|| {
+            let made = with_buffers(ring, disabled(ring).build(ring.submissions)?)?;
+            restrict(made.ring.as_raw_fd())?;
+            Ok(made)
         })?;
-        Ok(driver::run(made, provided, || main(ring)))
+        Ok(driver::run(made, || main(ring)))
     } else {
         let mut builder = tokio_uring::builder();
         builder.entries(ring.submissions).uring_builder(&disabled(ring));
         let runtime = patiently(|| restricted(|| tokio_uring::Runtime::new(&builder)))?;
         Ok(compat::run(runtime, || main(ring)))
     }
+}
+
+/// Gives a ring the buffers without which receives do not stand.
+fn with_buffers(ring: Ring, made: IoUring) -> io::Result<Made> {
+    let mut made = Made { ring: made, provided: None };
+    if ring.delivery == Delivery::Standing {
+        made.provided = Some(Provided::register(&made.ring)?);
+    }
+    Ok(made)
 }
 
 /// Of a ring that takes nothing until it has been told what it may do.
@@ -356,7 +364,9 @@ fn try_ring(ring: Ring) -> Result<Ring, Refusal> {
     if ring.delivery == Delivery::Standing && !probe.is_supported(EPOLL_WAIT) {
         return Err(io::Error::from_raw_os_error(libc::EINVAL).into());
     }
-    Ok(Ring { submissions: params.sq_entries(), completions: params.cq_entries(), ..ring })
+    let ring = Ring { submissions: params.sq_entries(), completions: params.cq_entries(), ..ring };
+    drop(with_buffers(ring, made)?);
+    Ok(ring)
 }
 
 #[cfg(test)]

@@ -25,7 +25,8 @@ use crate::transport::{Buffer, KernelTls, Owned, Splicer, TlsDirection, Transpor
 /// A stream socket, TCP or Unix, on the ring of this thread. Clones are handles of the same socket.
 ///
 /// When the last handle goes, the socket closes. Should an operation be in flight then, because its future was dropped
-/// before, the socket is shut down, so that the operation ends and closes it. A future counts as a handle.
+/// before or because a receive stands, the socket is shut down, so that the operation ends and closes it. A future counts as a
+/// handle.
 ///
 /// The descriptor is *not* `O_NONBLOCK`. On one that is, every operation completes at once with `EAGAIN`; on one that is
 /// not, it waits inside the kernel (poll-armed, without a thread), and the calls that must not wait say so themselves.
@@ -184,17 +185,27 @@ impl Socket {
     /// Stops the receive that stands, and hands what it has brought to `take`. None when nothing of it is left, and the socket
     /// is to be asked.
     fn settle(&self, take: impl FnOnce(&[u8]) -> io::Result<usize>) -> Option<io::Result<usize>> {
-        let mut kept = self.0.standing.borrow_mut();
-        let (standing, key) = kept.as_ref()?;
-        if standing.stop() == Verdict::Stop
+        if let Some((standing, key)) = &*self.0.standing.borrow()
+            && standing.stop() == Verdict::Stop
             && let Some(driver) = driver::current()
         {
             driver.stop_now(*key);
         }
+        self.take_ahead(take)
+    }
+
+    /// Hands what the receive that stands has brought unasked to `take`; `WouldBlock` when that is nothing. None when there is
+    /// no such receive any more.
+    fn take_ahead(
+        &self,
+        take: impl FnOnce(&[u8]) -> io::Result<usize>,
+    ) -> Option<io::Result<usize>> {
+        let mut kept = self.0.standing.borrow_mut();
+        let (standing, _) = kept.as_ref()?;
         if let Some(taken) = standing.take_ahead(take) {
             return Some(taken);
         }
-        match standing.is_spent() {
+        match standing.spend() {
             Ok(false) => Some(Err(io::ErrorKind::WouldBlock.into())),
             Ok(true) => {
                 *kept = None;
@@ -264,11 +275,10 @@ impl Transport for Socket {
     }
 
     fn try_recv(&self, buffer: &mut Buffer, count: usize) -> io::Result<usize> {
-        if let Some((standing, _)) = &*self.0.standing.borrow() {
-            let brought =
-                standing.take_ahead(|bytes| Ok(buffer.append(&bytes[..bytes.len().min(count)])));
-            // What has come has been brought, as far as it is known.
-            return brought.unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()));
+        if let Some(taken) =
+            self.take_ahead(|bytes| Ok(buffer.append(&bytes[..bytes.len().min(count)])))
+        {
+            return taken;
         }
         let spare = buffer.spare_mut();
         let count = count.min(spare.len());
@@ -375,8 +385,9 @@ impl KernelTls for Socket {
         if self.0.standing.borrow().is_some() {
             return Err(io::Error::from_raw_os_error(libc::EBUSY));
         }
+        sys::tls::attach(self.as_fd())?;
         self.0.has_records.set(true);
-        sys::tls::attach(self.as_fd())
+        Ok(())
     }
 
     fn set_key(&self, direction: TlsDirection, key: &ktls::CryptoInfo) -> io::Result<()> {
@@ -455,6 +466,8 @@ enum How {
     Once(InFlight<Receive>),
     /// From the one that stands.
     Standing(Rc<Standing>),
+    /// It has been told.
+    Done,
 }
 
 impl Future for Recv {
@@ -465,9 +478,13 @@ impl Future for Recv {
             let buffer = match &mut self.how {
                 How::Once(in_flight) => return Pin::new(in_flight).poll(cx),
                 How::Standing(standing) => match ready!(standing.poll(cx)) {
-                    Answer::Done(owned) => return Poll::Ready(owned),
+                    Answer::Done(owned) => {
+                        self.how = How::Done;
+                        return Poll::Ready(owned);
+                    }
                     Answer::Over(buffer) => buffer,
                 },
+                How::Done => panic!("polled after completion"),
             };
             *self.socket.0.standing.borrow_mut() = None;
             self.how = How::Once(self.socket.receive_once(buffer));

@@ -12,11 +12,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use crate::buffers::{Buffers, Class};
+use crate::limits::AHEAD_BYTES_MAX;
 use crate::transport::{Buffer, Owned};
-
-/// How much may have come that nobody has asked for before the kernel is told to stop, in bytes. What one turn brings comes on
-/// top, which is no more than all [`provided`](super::provided) buffers hold.
-const AHEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// A standing receive of one socket, between the driver, which brings what has come, and the socket, which takes it.
 #[derive(Debug)]
@@ -98,10 +95,7 @@ impl Standing {
                     state.phase = Phase::Stopped;
                 }
             }
-            // There was no buffer for it, or it was told to stop: the stream goes on.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ECANCELED)) => {
-                state.phase = Phase::Stopped;
-            }
+            Err(error) if is_no_end(&error) => state.phase = Phase::Stopped,
             Err(error) => state.phase = Phase::Ended(Some(error)),
         }
         let verdict = match state.phase {
@@ -203,7 +197,7 @@ impl Standing {
     ///
     /// # Errors
     /// The error by which the stream failed, which the socket tells nobody a second time.
-    pub(super) fn is_spent(&self) -> io::Result<bool> {
+    pub(super) fn spend(&self) -> io::Result<bool> {
         let mut state = self.state.borrow_mut();
         if !state.ahead.is_empty() || !state.is_over() {
             return Ok(false);
@@ -229,6 +223,8 @@ impl State {
             *received += count;
             bytes = &bytes[count..];
         }
+        // It may be a good part of a megabyte: no room for twice as much.
+        self.ahead.reserve_exact(bytes.len());
         self.ahead.extend_from_slice(bytes);
     }
 
@@ -251,6 +247,12 @@ impl State {
             None => self.waker = Some(cx.waker().clone()),
         }
     }
+}
+
+/// Whether the stream goes on in spite of this: there was no buffer, it was told to stop, or the kernel could not wait for more.
+fn is_no_end(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    matches!(code, Some(libc::ENOBUFS | libc::ECANCELED | libc::EINTR | libc::EAGAIN))
 }
 
 #[cfg(test)]
@@ -323,20 +325,20 @@ mod tests {
     fn a_failure_is_told_once_and_is_the_end() {
         let standing = standing();
         let _ = standing.on_completion(Err(os(libc::ECONNRESET)), false);
-        assert!(standing.is_spent().is_err());
+        assert!(standing.spend().is_err());
         standing.want(Buffer::with_capacity(100));
         assert!(matches!(poll(&standing), Some(Answer::Done((Ok(0), _)))));
     }
 
     #[test]
     fn without_buffers_or_cancelled_it_is_over_and_no_failure() {
-        for code in [libc::ENOBUFS, libc::ECANCELED] {
+        for code in [libc::ENOBUFS, libc::ECANCELED, libc::EINTR, libc::EAGAIN] {
             let standing = standing();
             standing.want(Buffer::with_capacity(Class::Tiny.bytes()));
             let _ = standing.on_completion(Err(os(code)), false);
             let Some(Answer::Over(buffer)) = poll(&standing) else { panic!("it is over") };
             assert_eq!(buffer.spare(), Class::Tiny.bytes());
-            assert!(standing.is_spent().unwrap());
+            assert!(standing.spend().unwrap());
         }
     }
 
@@ -346,11 +348,11 @@ mod tests {
         assert_eq!(standing.stop(), Verdict::Stop);
         assert_eq!(standing.stop(), Verdict::Continue);
         assert_eq!(standing.on_completion(Ok(b"meanwhile"), true).0, Verdict::Stop);
-        assert!(!standing.is_spent().unwrap());
+        assert!(!standing.spend().unwrap());
         assert_eq!(standing.on_completion(Err(os(libc::ECANCELED)), false).0, Verdict::Continue);
-        assert!(!standing.is_spent().unwrap(), "something came");
+        assert!(!standing.spend().unwrap(), "something came");
         assert_eq!(standing.take_ahead(|bytes| Ok(bytes.len())).unwrap().unwrap(), 9);
-        assert!(standing.is_spent().unwrap());
+        assert!(standing.spend().unwrap());
     }
 
     #[test]
@@ -369,14 +371,22 @@ mod tests {
         Want(usize, usize),
         Poll,
         Take(usize),
+        Stop,
+        /// Nothing comes any more: the end, or an error that is none.
+        Over(Option<i32>),
     }
 
     fn step() -> impl Strategy<Value = Step> {
+        let class = prop_oneof![Just(Class::Tiny), Just(Class::Small), Just(Class::Record)];
+        let code = prop_oneof![Just(None), Just(Some(libc::ENOBUFS)), Just(Some(libc::ECANCELED))];
         prop_oneof![
-            (1_usize..9000).prop_map(Step::Comes),
-            (0_usize..3, 1_usize..30_000).prop_map(|(filled, room)| Step::Want(filled, room)),
-            Just(Step::Poll),
-            (1_usize..5000).prop_map(Step::Take),
+            4 => (1_usize..9000).prop_map(Step::Comes),
+            2 => (0_usize..3, 1_usize..30_000).prop_map(|(filled, room)| Step::Want(filled, room)),
+            2 => class.prop_map(|class| Step::Want(0, class.bytes())),
+            4 => Just(Step::Poll),
+            2 => (1_usize..5000).prop_map(Step::Take),
+            1 => Just(Step::Stop),
+            1 => code.prop_map(Step::Over),
         ]
     }
 
@@ -385,11 +395,11 @@ mod tests {
         fn no_byte_is_lost_or_swapped(steps in proptest::collection::vec(step(), 1..60)) {
             let standing = standing();
             let (mut came, mut got) = (0_usize, 0_usize);
-            let (mut is_wanted, mut filled_before) = (false, 0);
+            let (mut is_wanted, mut filled_before, mut is_over) = (false, 0, false);
             let byte = |index: usize| u8::try_from(index % 251).expect("less than 251");
             for step in steps.into_iter().chain([Step::Poll, Step::Take(usize::MAX)]) {
                 match step {
-                    Step::Comes(count) => {
+                    Step::Comes(count) if !is_over => {
                         let bytes: Vec<u8> = (came..came + count).map(byte).collect();
                         let _ = standing.on_completion(Ok(&bytes), true);
                         came += count;
@@ -401,13 +411,17 @@ mod tests {
                         (is_wanted, filled_before) = (true, filled);
                     }
                     Step::Poll if is_wanted => match poll(&standing) {
-                        Some(Answer::Done((Ok(count), buffer))) => {
+                        Some(Answer::Done((Ok(count @ 1..), buffer))) => {
                             is_wanted = false;
                             let bytes: Vec<u8> = (got..got + count).map(byte).collect();
                             prop_assert_eq!(&buffer.filled()[filled_before..], &bytes);
                             got += count;
                         }
-                        None => prop_assert_eq!(got, came),
+                        Some(Answer::Done((Ok(0), _)) | Answer::Over(_)) => {
+                            prop_assert!(got == came && is_over);
+                            is_wanted = false;
+                        }
+                        None => prop_assert!(got == came && !is_over),
                         other => prop_assert!(false, "{:?}", other),
                     },
                     // Who waits for an answer takes nothing beside it.
@@ -420,7 +434,15 @@ mod tests {
                         });
                         got += taken.map_or(0, Result::unwrap);
                     }
-                    Step::Want(..) | Step::Poll | Step::Take(_) => {}
+                    Step::Stop => {
+                        let _ = standing.stop();
+                    }
+                    Step::Over(code) if !is_over => {
+                        is_over = true;
+                        let result = code.map_or(Ok(&[][..]), |code| Err(os(code)));
+                        let _ = standing.on_completion(result, false);
+                    }
+                    Step::Comes(_) | Step::Want(..) | Step::Poll | Step::Take(_) | Step::Over(_) => {}
                 }
             }
             prop_assert!(got == came || is_wanted);

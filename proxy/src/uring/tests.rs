@@ -276,18 +276,23 @@ fn a_socket_that_goes_ends_its_standing_receive_and_closes() {
 #[test]
 fn more_messages_than_there_are_provided_buffers_arrive() {
     where_receives_stand(|buffers| async move {
-        const COUNT: usize = 200;
+        const COUNT: usize = 10 * crate::limits::PROVIDED_BUFFERS as usize;
         let mut pairs = Vec::new();
         for _ in 0..COUNT {
             pairs.push(tcp_pair().await);
         }
         for round in 0_u8..3 {
-            let receives: Vec<_> =
-                pairs.iter().map(|(_, there)| there.recv(buffers.take(Class::Tiny))).collect();
+            let ask = || {
+                let ask = |(_, there): &(Socket, Socket)| there.recv(buffers.take(Class::Tiny));
+                pairs.iter().map(ask).collect::<Vec<_>>()
+            };
+            // In the first round all is there when it is asked for: many at once find something as they are submitted.
+            let early = (round > 0).then(ask);
             no_op().await;
             for (here, _) in &pairs {
                 assert_eq!(here.try_send(&[round; 200]).unwrap(), 200);
             }
+            let receives = early.unwrap_or_else(ask);
             for receive in receives {
                 let (count, buffer) = receive.await;
                 assert_eq!((count.unwrap(), buffer.filled()), (200, &[round; 200][..]));

@@ -351,9 +351,13 @@ fn with_ring(injection: &str) -> (Ledger, Gateway, String) {
 fn a_ring_that_cannot_be_had_as_wanted_is_taken_smaller_or_plainer() {
     for (injection, ring) in [
         ("io_uring_setup:error=ENOMEM:when=1..2", "256 submissions, 2048 completions"),
-        ("io_uring_setup:error=EINVAL:when=1", "COOP_TASKRUN|SINGLE_ISSUER, 1024 submissions"),
-        ("io_uring_setup:error=EINVAL:when=1..2", "COOP_TASKRUN, 1024 submissions"),
-        ("io_uring_setup:error=EINVAL:when=1..3", "no flags, 1024 submissions"),
+        (
+            "io_uring_setup:error=EINVAL:when=1",
+            "DEFER_TASKRUN, 1024 submissions, 8192 completions)",
+        ),
+        ("io_uring_setup:error=EINVAL:when=1..2", "COOP_TASKRUN|SINGLE_ISSUER, 1024 submissions"),
+        ("io_uring_setup:error=EINVAL:when=1..3", "COOP_TASKRUN, 1024 submissions"),
+        ("io_uring_setup:error=EINVAL:when=1..4", "no flags, 1024 submissions"),
     ] {
         let (origin, gateway, line) = with_ring(injection);
         assert!(line.contains(ring), "{injection}: {line}");
