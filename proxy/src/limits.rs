@@ -44,10 +44,11 @@ pub const BUFFERS_RECORD_KEPT_MAX: usize = 256;
 pub const BUFFERS_BULK_KEPT_MAX: usize = 16;
 
 /// Buffers that a ring receives into where receives stand: more than the operations that complete in one turn, some twenty since
-/// Linux 6.13. With half of them messages of 1,000 tunnels cost 5 % more. One socket on which more comes than is asked for takes all of them at worst, ...
+/// Linux 6.13. With half of them messages of 1,000 tunnels cost 5 % more. One socket on which more comes than is asked for takes
+/// all of them at worst, ...
 pub const PROVIDED_BUFFERS: u16 = 64;
 
-/// ... of which each has room for two messages of 4 KiB with what frames them, in bytes: together as much as two for bulk.
+/// ... of which each has room for two messages of 4 KiB with what frames them, in bytes: together some more than two for bulk.
 pub const PROVIDED_BUFFER_BYTES: u32 = 8832;
 
 /// How much may have come that nobody has asked for before a receive that stands is stopped, in bytes. What the turn in which it

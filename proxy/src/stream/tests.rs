@@ -167,9 +167,11 @@ fn a_failure_behind_a_full_buffer_is_told_after_what_came_before_it() {
     run(write_all(&mut ends.writer, &[pattern(BUFFER_SMALL_BYTES)]));
     let steps = [Step::AtMost(BUFFER_SMALL_BYTES), Step::Fail(io::ErrorKind::ConnectionReset)];
     ends.far.script(Direction::Receive, steps);
+    ends.far.allow_splicing();
     assert_eq!(run(ends.reader.fill()).unwrap(), Fill::Data);
     assert_eq!(ends.reader.filled(), pattern(BUFFER_SMALL_BYTES));
     ends.reader.consume(BUFFER_SMALL_BYTES);
+    assert!(ends.reader.splice_source().is_none(), "the socket would tell of an end");
     let failed = run(ends.reader.fill());
     assert!(matches!(failed, Err(StreamError::Io(_))), "a cut stream looks whole: {failed:?}");
 }

@@ -68,7 +68,7 @@ pub enum Delivery {
     /// the ring is driven without tokio-uring, which cannot do that.
     Deferred,
     /// The same, and receives stand (`RECV_MULTISHOT`): some 5 % of the CPU of small messages. Linux 6.0 can do it, but before
-    /// 6.13 all that is due completes in one turn and finds no buffer. 6.15 is the first one after that can be told from
+    /// 6.13 all that is due completes in one turn and would not find buffers. 6.15 is the first one after that can be told from
     /// others by asking: it has an operation for `epoll_wait(2)`.
     Standing,
 }

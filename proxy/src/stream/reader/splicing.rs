@@ -58,7 +58,8 @@ impl<T: Transport> Reader<T> {
     /// is still here.
     #[must_use]
     pub fn splice_source(&self) -> Option<SpliceSource<T>> {
-        let is_free = self.in_flight.is_none() && self.buffer.is_empty() && self.end.is_none();
+        let is_over = self.end.is_some() || self.failure.is_some();
+        let is_free = self.in_flight.is_none() && self.buffer.is_empty() && !is_over;
         match self.layer {
             _ if !is_free || !self.may_splice() => None,
             Layer::None => Some(SpliceSource::Plain(self.io.clone())),
