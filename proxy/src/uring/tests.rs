@@ -262,6 +262,16 @@ fn who_sends_more_than_is_asked_for_has_to_wait() {
 }
 
 #[test]
+fn the_kernel_takes_no_records_over_while_a_receive_stands() {
+    where_receives_stand(|buffers| async move {
+        let (_here, there) = tcp_pair().await;
+        let _receive = there.recv(buffers.take(Class::Tiny));
+        let refused = there.kernel_tls().expect("a socket has it").attach().unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EBUSY));
+    });
+}
+
+#[test]
 fn a_socket_that_goes_ends_its_standing_receive_and_closes() {
     where_receives_stand(|buffers| async move {
         let (here, there) = tcp_pair().await;

@@ -361,6 +361,10 @@ fn a_ring_that_cannot_be_had_as_wanted_is_taken_smaller_or_plainer() {
     ] {
         let (origin, gateway, line) = with_ring(injection);
         assert!(line.contains(ring), "{injection}: {line}");
+        if injection.contains("EINVAL") {
+            let said = gateway.diagnostics();
+            assert!(said.contains("missing      io_uring "), "what is missing is told: {said}");
+        }
         for mut client in [Client::tls(gateway.https), Client::plain(gateway.plain())] {
             expect_whole(&mut client, "/bytes/300000");
             assert_eq!(upload(&mut client, "ring", 1000).status, 200);
