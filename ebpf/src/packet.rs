@@ -3,9 +3,13 @@
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skb_load_bytes};
+use aya_ebpf::helpers::generated::{
+    bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skb_load_bytes, bpf_tcp_sock,
+};
 use aya_ebpf::programs::SkBuffContext;
-use tlsplice_ebpf_common::{BUCKETS, Direction, Histogram, Link, Role, Stat, bucket, key};
+use tlsplice_ebpf_common::{
+    BUCKETS, Direction, Histogram, Link, Pending, Role, Stat, bucket, index,
+};
 
 use crate::maps::{HIST, PEND, SOCKS, count};
 
@@ -37,14 +41,13 @@ fn is_ahead(end: u32, known: u32) -> bool {
 /// Payload of a linked socket arrives: from now on it waits.
 #[inline(always)]
 pub fn arrived(ctx: &SkBuffContext) {
+    let Some(segment) = segment(ctx) else { return };
     let Some(link) = link(ctx) else { return };
     // SAFETY: the map keeps the value until the program has ended, even when it is deleted meanwhile.
-    let (client, role, received, has_received) =
-        unsafe { ((*link).client, (*link).role, (*link).received as u32, (*link).has_received) };
-    let Some(segment) = segment(ctx) else { return };
-    if segment.payload == 0 {
-        return;
-    }
+    let (client, place, role, received, has_received) = unsafe {
+        let link = &*link;
+        (link.client, link.place as u32, link.role, link.received as u32, link.has_received)
+    };
     let end = segment.end();
     // What the network delivers twice was passed on, or waits, already.
     if has_received != 0 && !is_ahead(end, received) {
@@ -56,13 +59,13 @@ pub fn arrived(ctx: &SkBuffContext) {
         (*link).has_received = 1;
     }
     let direction = if role == Role::Client as u64 { Direction::Up } else { Direction::Down };
-    let key = key(client, direction);
-    let Some(since) = PEND.get_ptr_mut(&key) else { return };
-    // SAFETY: as above; the value is eight aligned bytes.
-    if unsafe { *since } == 0 {
+    let index = index(place, direction);
+    let Some(pending) = pending(index, client) else { return };
+    // SAFETY: the array keeps its values.
+    if unsafe { (*pending).since } == 0 {
         // SAFETY: as above.
-        unsafe { *since = bpf_ktime_get_ns() };
-    } else if let Some(histogram) = HIST.get_ptr_mut(&key) {
+        unsafe { (*pending).since = bpf_ktime_get_ns() };
+    } else if let Some(histogram) = HIST.get_ptr_mut(index) {
         // SAFETY: as above.
         unsafe { (*histogram).coalesced = (*histogram).coalesced.wrapping_add(1) };
     }
@@ -71,13 +74,15 @@ pub fn arrived(ctx: &SkBuffContext) {
 /// Payload of a linked socket leaves: what waited at the other one waits no more.
 #[inline(always)]
 pub fn leaves(ctx: &SkBuffContext) {
+    let Some(segment) = segment(ctx) else { return };
     let Some(link) = link(ctx) else { return };
     // SAFETY: the map keeps the value until the program has ended, even when it is deleted meanwhile.
-    let (client, role, sent, has_sent) =
-        unsafe { ((*link).client, (*link).role, (*link).sent as u32, (*link).has_sent) };
-    let Some(segment) = segment(ctx) else { return };
-    if segment.payload == 0 {
-        return;
+    let (client, place, role, sent, has_sent) = unsafe {
+        let link = &*link;
+        (link.client, link.place as u32, link.role, link.sent as u32, link.has_sent)
+    };
+    if role == Role::Client as u64 {
+        observe(ctx, link);
     }
     let end = segment.end();
     if has_sent != 0 && !is_ahead(end, sent) {
@@ -89,20 +94,49 @@ pub fn leaves(ctx: &SkBuffContext) {
         (*link).has_sent = 1;
     }
     let direction = if role == Role::Client as u64 { Direction::Down } else { Direction::Up };
-    let key = key(client, direction);
-    let Some(since) = PEND.get_ptr_mut(&key) else { return };
-    // SAFETY: as above; the value is eight aligned bytes.
-    let start = unsafe { *since };
+    let index = index(place, direction);
+    let Some(pending) = pending(index, client) else { return };
+    // SAFETY: the array keeps its values.
+    let start = unsafe { (*pending).since };
     if start == 0 {
         return;
     }
     // SAFETY: as above.
-    unsafe { *since = 0 };
-    let Some(histogram) = HIST.get_ptr_mut(&key) else { return };
+    unsafe { (*pending).since = 0 };
+    let Some(histogram) = HIST.get_ptr_mut(index) else { return };
     // SAFETY: a helper without arguments.
     let delay = unsafe { bpf_ktime_get_ns() }.wrapping_sub(start);
     record(histogram, delay);
     count(Stat::Delays);
+}
+
+/// What waits at this place, if it is still the client's.
+#[inline(always)]
+fn pending(index: u32, client: u64) -> Option<*mut Pending> {
+    // SAFETY: the array keeps its values.
+    PEND.get_ptr_mut(index).filter(|pending| unsafe { (**pending).client } == client)
+}
+
+/// Notes what the network does to the connection. The kernel has counted a segment that is sent again before it sends it
+/// (`__tcp_retransmit_skb`).
+#[inline(always)]
+fn observe(ctx: &SkBuffContext, link: *mut Link) {
+    // SAFETY: the pointer is the context that the kernel gave, which is valid for the whole run.
+    let sk = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return;
+    }
+    // SAFETY: the pointer is to the packet's socket, which the kernel keeps for the whole run.
+    let tcp = unsafe { bpf_tcp_sock(sk) };
+    if tcp.is_null() {
+        return;
+    }
+    // SAFETY: the pointer is to a view of the same socket, and the map keeps the link until the program has ended.
+    unsafe {
+        // The kernel keeps eight times the value.
+        (*link).srtt_us = (*tcp).srtt_us as u64 >> 3;
+        (*link).retransmits = (*tcp).total_retrans as u64;
+    }
 }
 
 #[inline(always)]
@@ -132,20 +166,27 @@ fn link(ctx: &SkBuffContext) -> Option<*mut Link> {
     SOCKS.get_ptr_mut(&cookie)
 }
 
-/// Reads the headers. Packets begin with that of IP here; its version, not the family of the socket, says which, since a
-/// socket for IPv6 may carry IPv4.
+/// Reads the headers; None without payload. Packets begin with that of IP here; its version, not the family of the socket,
+/// says which, since a socket for IPv6 may carry IPv4.
 #[inline(always)]
 fn segment(ctx: &SkBuffContext) -> Option<Segment> {
     let len = ctx.skb.len();
+    // The usual packet is read in place, at offsets that are known: the verifier refuses others to a program without
+    // CAP_PERFMON.
+    if let Some(head) = in_place::<40>(ctx)
+        && head[0] == 0x45
+    {
+        return segment_v4(len, head);
+    }
     let head: [u8; 40] = load(ctx, 0)?;
     match head[0] >> 4 {
         4 => {
-            if head[9] != TCP {
-                return None;
-            }
             let ip = (head[0] & 15) as u32 * 4;
             if ip == 20 {
-                return payload(len, 20, [head[24], head[25], head[26], head[27]], head[32]);
+                return segment_v4(len, &head);
+            }
+            if head[9] != TCP {
+                return None;
             }
             let tcp: [u8; 16] = load(ctx, ip)?;
             payload(len, ip, [tcp[4], tcp[5], tcp[6], tcp[7]], tcp[12])
@@ -162,10 +203,34 @@ fn segment(ctx: &SkBuffContext) -> Option<Segment> {
     }
 }
 
+/// The same of a packet of IPv4 whose header has no options.
+#[inline(always)]
+fn segment_v4(len: u32, head: &[u8; 40]) -> Option<Segment> {
+    if head[9] != TCP {
+        return None;
+    }
+    payload(len, 20, [head[24], head[25], head[26], head[27]], head[32])
+}
+
+/// The first bytes of the packet, where they are; None when the kernel has them elsewhere.
+#[inline(always)]
+fn in_place<const N: usize>(ctx: &SkBuffContext) -> Option<&[u8; N]> {
+    // SAFETY: the pointer is the context that the kernel gave, which is valid for the whole run.
+    let (data, end) = unsafe { ((*ctx.skb.skb).data as usize, (*ctx.skb.skb).data_end as usize) };
+    if data + N > end {
+        return None;
+    }
+    // SAFETY: what lies between the two is the packet's, and stays as it is for the whole run.
+    Some(unsafe { &*(data as *const [u8; N]) })
+}
+
 #[inline(always)]
 fn payload(len: u32, ip: u32, sequence: [u8; 4], offset: u8) -> Option<Segment> {
     let headers = ip + (offset >> 4) as u32 * 4;
-    Some(Segment { sequence: u32::from_be_bytes(sequence), payload: len.saturating_sub(headers) })
+    if len <= headers {
+        return None;
+    }
+    Some(Segment { sequence: u32::from_be_bytes(sequence), payload: len - headers })
 }
 
 #[inline(always)]

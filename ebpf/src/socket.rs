@@ -1,4 +1,4 @@
-//! TCP connections that clients make: who they are, and what the network does to them.
+//! TCP connections that clients make: who they are.
 
 use core::ptr::{addr_of, read_volatile};
 
@@ -13,12 +13,8 @@ use crate::maps::{CONNS, SOCKS, count};
 
 // include/uapi/linux/bpf.h
 const PASSIVE_ESTABLISHED_CB: u32 = 5;
-const RETRANS_CB: u32 = 9;
 const STATE_CB: u32 = 10;
-const RTT_CB: u32 = 12;
-const RETRANS_CB_FLAG: i32 = 1 << 1;
 const STATE_CB_FLAG: i32 = 1 << 2;
-const RTT_CB_FLAG: i32 = 1 << 3;
 const AF_INET: u32 = 2;
 const TCP_CLOSE: u32 = 7;
 
@@ -37,12 +33,10 @@ pub fn changed(ctx: &SockOpsContext) {
     let ops = ctx.ops;
     match field!(ops, op) {
         PASSIVE_ESTABLISHED_CB => established(ops),
-        RTT_CB | RETRANS_CB => update(ops),
         // SAFETY: a state change has two arguments, which the kernel has filled in.
         STATE_CB
             if unsafe { read_volatile(addr_of!((*ops).__bindgen_anon_1.args[1])) } == TCP_CLOSE =>
         {
-            update(ops);
             closed(ops);
         }
         _ => {}
@@ -77,31 +71,16 @@ fn established(ops: *mut bpf_sock_ops) {
         start_ns: unsafe { bpf_ktime_get_ns() },
         address,
         port: u32::from_be(port) as u16 as u64,
+        // The kernel keeps eight times the value.
         srtt_us: field!(ops, srtt_us) as u64 >> 3,
-        retransmits: 0,
     };
     count(Stat::Established);
     if CONNS.insert(&cookie(ops), &conn, 0).is_err() {
         count(Stat::InsertErrors);
         return;
     }
-    // SAFETY: the pointer is the context that the kernel gave. Kernels that lack a callback ignore its flag.
-    unsafe { bpf_sock_ops_cb_flags_set(ops, STATE_CB_FLAG | RTT_CB_FLAG | RETRANS_CB_FLAG) };
-}
-
-#[inline(always)]
-fn update(ops: *mut bpf_sock_ops) {
-    let srtt = field!(ops, srtt_us);
-    let retransmits = field!(ops, total_retrans);
-    let Some(conn) = CONNS.get_ptr_mut(&cookie(ops)) else { return };
-    // SAFETY: the map keeps the value until the program has ended; only this connection's events write it.
-    unsafe {
-        if srtt != 0 {
-            // The kernel keeps eight times the value.
-            (*conn).srtt_us = srtt as u64 >> 3;
-        }
-        (*conn).retransmits = retransmits as u64;
-    }
+    // SAFETY: the pointer is the context that the kernel gave.
+    unsafe { bpf_sock_ops_cb_flags_set(ops, STATE_CB_FLAG) };
 }
 
 /// A connection that the gateway has not linked may never have been accepted: then nobody else deletes it.

@@ -1,21 +1,25 @@
-use std::fs;
+use std::{fmt, fs};
 
-use aya::Pod;
-use aya::maps::{HashMap, Map, MapData, MapInfo};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo};
 use aya::programs::loaded_programs;
-use tlsplice_ebpf_common::{Conn, Direction, Histogram, Link, key};
+use tlsplice_ebpf_common::{Conn, Direction, Histogram, Link, Pending, index};
 
 use crate::client::Client;
 use crate::gateway::Gateway;
 
 /// The maps and programs of a gateway, seen through its descriptors.
-#[derive(Debug)]
 pub struct Kernel {
     conns: HashMap<MapData, u64, Conn>,
     socks: HashMap<MapData, u64, Link>,
-    pending: HashMap<MapData, u64, u64>,
-    histograms: HashMap<MapData, u64, Histogram>,
+    pending: Array<MapData, Pending>,
+    histograms: Array<MapData, Histogram>,
     programs: Vec<u32>,
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernel").field("programs", &self.programs).finish_non_exhaustive()
+    }
 }
 
 impl Kernel {
@@ -45,10 +49,18 @@ impl Kernel {
             .expect("the gateway has programs: these tests need root, cgroup2 and BPF")
     }
 
-    /// Entries of the maps of connections, sockets and delays.
+    /// Entries of the maps of connections and of sockets, and how many connections are measured.
     #[must_use]
     pub fn entries(&self) -> (usize, usize, usize) {
-        (self.conns.keys().count(), self.socks.keys().count(), self.histograms.keys().count())
+        let measured = self.places(Direction::Down).filter(|(_, pending)| pending.client != 0);
+        (self.conns.keys().count(), self.socks.keys().count(), measured.count())
+    }
+
+    /// Places of connections, with what waits there.
+    fn places(&self, direction: Direction) -> impl Iterator<Item = (u32, Pending)> {
+        (0..self.pending.len() / 2).map(move |place| {
+            (place, self.pending.get(&index(place, direction), 0).expect("root may read the map"))
+        })
     }
 
     /// The record of the connection that a client made from this port, and its key.
@@ -61,14 +73,21 @@ impl Kernel {
     #[must_use]
     pub fn delays(&self, port: u16, direction: Direction) -> Option<Histogram> {
         let (client, _) = self.conn(port)?;
-        self.histograms.get(&key(client, direction), 0).ok()
+        let (place, _) = self.places(direction).find(|(_, pending)| pending.client == client)?;
+        self.histograms.get(&index(place, direction), 0).ok()
     }
 
-    /// Whether bytes that came this way wait in the gateway, whatever the connection.
+    /// How often segments were sent again to this client; None when it is not measured.
+    #[must_use]
+    pub fn retransmits(&self, client: u64) -> Option<u64> {
+        Some(self.socks.get(&client, 0).ok()?.retransmits)
+    }
+
+    /// Whether bytes that came this way wait in the gateway, whichever of its first connections they are of: others are not
+    /// looked at, so that it takes microseconds.
     #[must_use]
     pub fn is_waiting(&self, direction: Direction) -> bool {
-        let is_of = |client: u64| client % 2 == direction as u64;
-        self.pending.iter().flatten().any(|(client, since)| is_of(client) && since != 0)
+        self.places(direction).take(8).any(|(_, pending)| pending.since != 0)
     }
 
     /// Changes the record of the connection that a client made from this port.
@@ -134,7 +153,7 @@ fn ids(process: u32, name: &str) -> Vec<u32> {
     ids
 }
 
-fn open<V: Pod>(ids: &[u32], name: &str) -> HashMap<MapData, u64, V> {
+fn open<M: TryFrom<Map, Error = MapError>>(ids: &[u32], name: &str) -> M {
     let is_it =
         |id: &&u32| MapInfo::from_id(**id).is_ok_and(|info| info.name_as_str() == Some(name));
     let id = ids.iter().find(is_it).unwrap_or_else(|| panic!("the gateway has a map {name}"));

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockFilter, SockRef, Socket, Type};
 use tlsplice_ebpf_common::{Conn, Direction, Histogram, bucket};
 use tlsplice_tests::admin::{metrics, value};
 use tlsplice_tests::bpf::Kernel;
@@ -126,6 +126,30 @@ fn the_access_log_tells_all_that_was_measured() {
         assert!(line[field].as_f64().is_some_and(|figure| figure > 0.0), "{field}: {line}");
     }
     assert!(line["retransmits"].is_u64(), "{line}");
+}
+
+#[test]
+fn what_is_sent_to_a_client_again_is_counted() {
+    // `BPF_RET | BPF_K` of linux/filter.h.
+    let take_nothing = SockFilter::new(6, 0, 0, 0);
+    let origin = mirror();
+    let gateway = Gateway::start(&Config::to(origin.address()).with(&listener("127.0.0.1:0")));
+    let mut stream = connect(gateway.plain());
+    ask(&mut stream, b"END\r\n");
+    let line = gateway.wait_for_access(|line| line["flush_count"] == 1);
+    assert_eq!(line["retransmits"], 0, "{line}");
+    SockRef::from(&stream).attach_filter(&[take_nothing]).expect("anybody may");
+    stream.write_all(GET.as_bytes()).expect("it is sent");
+    let kernel = Kernel::of_running(&gateway);
+    let client = kernel.conn(port(&stream)).expect("a record").0;
+    wait_for("the response to be sent again", || (kernel.retransmits(client)? > 0).then_some(()));
+    SockRef::from(&stream).detach_filter().expect("anybody may");
+    let mut response = [0; 12];
+    stream.read_exact(&mut response).expect("it arrives after all");
+    assert_eq!(&response, b"HTTP/1.1 200");
+    ask(&mut stream, b"END\r\n");
+    let line = gateway.wait_for_access(|line| line["flush_count"] == 3);
+    assert!(line["retransmits"].as_u64().is_some_and(|count| count > 0), "{line}");
 }
 
 /// What the kernel has counted of some rounds.

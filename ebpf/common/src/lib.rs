@@ -21,11 +21,12 @@ pub enum Direction {
     Up = 1,
 }
 
-/// The key of a connection's direction: by the cookie of the client's socket, which counts from 1.
+/// Where one direction of a connection has its entries in the maps `PEND` and `HIST`: by the place that the gateway has
+/// given the connection.
 #[must_use]
 #[inline(always)]
-pub const fn key(client: u64, direction: Direction) -> u64 {
-    client.wrapping_mul(2) + direction as u64
+pub const fn index(place: u32, direction: Direction) -> u32 {
+    place.wrapping_mul(2) + direction as u32
 }
 
 /// A connection that a client has made. Map `CONNS`, by the cookie of the accepted socket.
@@ -38,10 +39,8 @@ pub struct Conn {
     pub address: [u64; 2],
     /// The client's port.
     pub port: u64,
-    /// Smoothed round-trip time in microseconds.
+    /// The round-trip time that its handshake took, in microseconds; 0 when that is not known.
     pub srtt_us: u64,
-    /// Segments sent again.
-    pub retransmits: u64,
 }
 
 /// What a socket is to its connection.
@@ -60,6 +59,8 @@ pub enum Role {
 pub struct Link {
     /// Cookie of the client's socket.
     pub client: u64,
+    /// The place of the client's connection: see [`index`].
+    pub place: u64,
     /// A [`Role`].
     pub role: u64,
     /// Sequence number behind the last byte sent; above it is what was never sent before.
@@ -70,9 +71,24 @@ pub struct Link {
     pub received: u64,
     /// Whether `received` is known: 0 or 1.
     pub has_received: u64,
+    /// Of the client's: smoothed round-trip time in microseconds when payload was last sent; 0 before.
+    pub srtt_us: u64,
+    /// Of the client's: segments sent again until then.
+    pub retransmits: u64,
 }
 
-/// Delays of one direction of a connection. Map `HIST`, by [`key`].
+/// What waits in one direction of a connection. Map `PEND`, by [`index`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Pending {
+    /// Cookie of the client's socket whose place this is; 0 when it is nobody's. A link may outlive the connection that it
+    /// is for.
+    pub client: u64,
+    /// When the first payload that has not gone on arrived, on the monotonic clock, in nanoseconds; 0 when none waits.
+    pub since: u64,
+}
+
+/// Delays of one direction of a connection. Map `HIST`, by [`index`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Histogram {
@@ -135,6 +151,8 @@ mod user {
     unsafe impl aya::Pod for super::Conn {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Link {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Pending {}
     // SAFETY: as above; two fields of four bytes stand first, and an even number of them last.
     unsafe impl aya::Pod for super::Histogram {}
 }

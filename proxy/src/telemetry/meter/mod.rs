@@ -4,6 +4,7 @@
 //! of a connection depends on it: what cannot be measured is served all the same.
 
 mod cgroup;
+mod places;
 mod programs;
 
 use std::fmt;
@@ -14,14 +15,11 @@ use std::time::Duration;
 
 use aya::maps::MapError;
 pub use tlsplice_ebpf_common::Direction;
-use tlsplice_ebpf_common::{Conn, Histogram, Link, Role, Stat, key};
+use tlsplice_ebpf_common::{Conn, Histogram, Link, Pending, Role, Stat, index};
 
 use super::latency::Latency;
 use crate::confine::{Place, Use};
 use programs::{Maps, Programs};
-
-/// `BPF_EXIST` of linux/bpf.h.
-const BPF_EXIST: u64 = 2;
 
 /// What there is to lose, for warnings.
 const COST: &str = "flush latency, round-trip times and retransmissions are not measured, client addresses come from \
@@ -66,9 +64,9 @@ pub struct Reading {
     pub down: Latency,
     /// Input latency: the same from the client to the upstream.
     pub up: Latency,
-    /// Smoothed round-trip time of the client's connection. None before the first sample.
+    /// Smoothed round-trip time of the client's connection when payload was last sent to it. None before the first sample.
     pub srtt: Option<Duration>,
-    /// Segments sent to the client again.
+    /// Segments sent to the client again until then.
     pub retransmits: u64,
 }
 
@@ -233,8 +231,7 @@ impl Meter {
             self.unmeasured.fetch_add(1, Ordering::Relaxed);
             self.told_of_unmeasured.call_once(|| {
                 warn(&format!(
-                    "a connection is not measured: {}; more than {} at once are not: raise telemetry.connections",
-                    programs::chain(&error),
+                    "a connection is not measured: {error}; more than {} at once are not: raise telemetry.connections",
                     programs.capacity
                 ));
             });
@@ -246,7 +243,9 @@ impl Meter {
     /// From now on the upstream's socket carries what the client's does.
     pub fn link(&self, client: u64, upstream: u64) {
         let Some(programs) = self.programs() else { return };
-        let linked = programs.maps().socks.insert(upstream, new_link(client, Role::Upstream), 0);
+        let maps = &mut *programs.maps();
+        let Some(place) = maps.places.of(client) else { return };
+        let linked = maps.socks.insert(upstream, new_link(client, place, Role::Upstream), 0);
         if linked.is_err() {
             self.unmeasured.fetch_add(1, Ordering::Relaxed);
         }
@@ -261,9 +260,12 @@ impl Meter {
 
     /// Bytes that came this way were consumed here: nothing will leave for them.
     pub fn swallowed(&self, client: u64, direction: Direction) {
-        if let Some(programs) = self.programs() {
-            // Only where there is an entry: the connection may not be measured.
-            drop(programs.maps().pending.insert(key(client, direction), 0, BPF_EXIST));
+        let Some(programs) = self.programs() else { return };
+        let maps = &mut *programs.maps();
+        // The connection may not be measured, or not any more.
+        if let Some(place) = maps.places.of(client) {
+            let nothing = Pending { client, since: 0 };
+            drop(maps.pending.set(index(place, direction), nothing, 0));
         }
     }
 
@@ -271,14 +273,19 @@ impl Meter {
     #[must_use]
     pub fn reading(&self, client: u64) -> Option<Reading> {
         let maps = self.programs()?.maps();
-        let down = maps.histograms.get(&key(client, Direction::Down), 0).ok()?;
-        let up = maps.histograms.get(&key(client, Direction::Up), 0).ok()?;
-        let conn = maps.conns.get(&client, 0).unwrap_or_default();
+        let place = maps.places.of(client)?;
+        let down = maps.histograms.get(&index(place, Direction::Down), 0).ok()?;
+        let up = maps.histograms.get(&index(place, Direction::Up), 0).ok()?;
+        let link = maps.socks.get(&client, 0).unwrap_or_default();
+        let srtt_us = match link.srtt_us {
+            0 => maps.conns.get(&client, 0).map_or(0, |conn| conn.srtt_us),
+            known => known,
+        };
         Some(Reading {
             down: Latency::from(&down),
             up: Latency::from(&up),
-            srtt: (conn.srtt_us > 0).then(|| Duration::from_micros(conn.srtt_us)),
-            retransmits: conn.retransmits,
+            srtt: (srtt_us > 0).then(|| Duration::from_micros(srtt_us)),
+            retransmits: link.retransmits,
         })
     }
 
@@ -311,24 +318,36 @@ fn warn(text: &str) {
     tracing::warn!("eBPF: {text}. For it {COST}");
 }
 
-fn new_link(client: u64, role: Role) -> Link {
-    Link { client, role: role as u64, ..Link::default() }
+fn new_link(client: u64, place: u32, role: Role) -> Link {
+    Link { client, place: place.into(), role: role as u64, ..Link::default() }
 }
 
-fn begin(maps: &mut Maps, client: u64) -> Result<(), MapError> {
+/// Why a connection is not measured.
+#[derive(Debug, thiserror::Error)]
+enum NotBegun {
+    #[error("all places are taken")]
+    NoPlace,
+    #[error("{}", programs::chain(.0))]
+    Map(#[from] MapError),
+}
+
+fn begin(maps: &mut Maps, client: u64) -> Result<(), NotBegun> {
+    let place = maps.places.take(client).ok_or(NotBegun::NoPlace)?;
     for direction in [Direction::Down, Direction::Up] {
-        maps.histograms.insert(key(client, direction), Histogram::EMPTY, 0)?;
-        maps.pending.insert(key(client, direction), 0, 0)?;
+        let index = index(place, direction);
+        maps.histograms.set(index, Histogram::EMPTY, 0)?;
+        maps.pending.set(index, Pending { client, since: 0 }, 0)?;
     }
-    maps.socks.insert(client, new_link(client, Role::Client), 0)
+    Ok(maps.socks.insert(client, new_link(client, place, Role::Client), 0)?)
 }
 
 /// Entries may be missing: the kernel deletes those of connections that were never linked.
 fn forget(maps: &mut Maps, client: u64) {
     drop(maps.socks.remove(&client));
-    for direction in [Direction::Down, Direction::Up] {
-        drop(maps.pending.remove(&key(client, direction)));
-        drop(maps.histograms.remove(&key(client, direction)));
+    if let Some(place) = maps.places.give_back(client) {
+        for direction in [Direction::Down, Direction::Up] {
+            drop(maps.pending.set(index(place, direction), Pending::default(), 0));
+        }
     }
     drop(maps.conns.remove(&client));
 }

@@ -9,9 +9,10 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError, SockOps};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use socket2::SockRef;
-use tlsplice_ebpf_common::{Conn, Histogram, Link};
+use tlsplice_ebpf_common::{Conn, Histogram, Link, Pending};
 
 use super::cgroup::{Group, GroupError};
+use super::places::Places;
 
 /// The programs, built by `cargo xtask ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/tlsplice.bpf.o");
@@ -84,12 +85,13 @@ pub(super) struct Programs {
     own_group: Group,
 }
 
-/// The maps. A call takes a microsecond or less.
+/// The maps, and who has which place in the arrays. A call takes a microsecond or less.
 pub(super) struct Maps {
+    pub(super) places: Places,
     pub(super) conns: HashMap<MapData, u64, Conn>,
     pub(super) socks: HashMap<MapData, u64, Link>,
-    pub(super) pending: HashMap<MapData, u64, u64>,
-    pub(super) histograms: HashMap<MapData, u64, Histogram>,
+    pub(super) pending: Array<MapData, Pending>,
+    pub(super) histograms: Array<MapData, Histogram>,
     pub(super) stats: Array<MapData, u64>,
 }
 
@@ -130,6 +132,7 @@ impl Programs {
                 .map_err(attach_failed)?;
         }
         let maps = Maps {
+            places: Places::new(connections),
             conns: map(&mut programs, "CONNS")?,
             socks: map(&mut programs, "SOCKS")?,
             pending: map(&mut programs, "PEND")?,
