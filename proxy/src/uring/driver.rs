@@ -12,7 +12,7 @@ use std::future::Future;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use futures_executor::{LocalPool, LocalSpawner};
 use futures_task::{LocalFutureObj, LocalSpawn as _};
+use futures_util::FutureExt as _;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use slab::Slab;
 
@@ -38,9 +39,6 @@ const HELD_BACK_MAX: usize = 64;
 /// So many completions in one turn are few: then as many sends are made at once, so that of a few messages that come together
 /// each leaves without waiting for the next one.
 const FEW: usize = 4;
-
-/// What a thread says whose ring works no more: it cannot go on.
-const BROKEN: &str = "io_uring_enter";
 
 /// Marks the completion of a cancellation, which nobody waits for.
 const NOBODY: u64 = u64::MAX;
@@ -143,10 +141,8 @@ pub(super) fn run<F: Future>(made: Made, main: impl FnOnce() -> F) -> F::Output 
             return output;
         }
         tasks.run_until_stalled();
-        if !woken.0.load(Ordering::Acquire)
-            && let Err(error) = driver.turn()
-        {
-            panic!("{BROKEN}: {error}");
+        if !woken.0.load(Ordering::Acquire) {
+            or_broken(driver.turn());
         }
     }
 }
@@ -164,15 +160,8 @@ impl Drop for End {
 impl Driver {
     /// Runs a task beside the caller. One that panics ends, and nothing else does.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        let mut task = Some(Box::pin(task));
-        let guarded = std::future::poll_fn(move |cx| {
-            let Some(running) = &mut task else { return Poll::Ready(()) };
-            let polled = catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(cx)));
-            polled.unwrap_or_else(|_| {
-                task = None;
-                Poll::Ready(())
-            })
-        });
+        // In one piece: of a thousand tasks, none finds what it needs in a cache.
+        let guarded = AssertUnwindSafe(task).catch_unwind().map(|_ended_or_panicked| ());
         // Refused only when the pool has gone, and then nothing runs any more.
         let _ = self.spawner.spawn_local_obj(LocalFutureObj::new(Box::new(guarded)));
     }
@@ -183,12 +172,22 @@ impl Driver {
     /// What [`op::submit`](super::op::submit) demands of the entry, until its completion has been polled or it has been
     /// abandoned with what it owns.
     pub(super) unsafe fn push(&self, entry: squeue::Entry) -> usize {
-        let key = self.slots.borrow_mut().insert(Slot::Submitted);
         // SAFETY: the caller vouches for the entry.
-        if let Err(error) = unsafe { self.queue(&entry.user_data(key as u64), HELD_BACK_MAX) } {
+        unsafe { self.begin(Slot::Submitted, entry) }
+    }
+
+    /// Queues an entry whose completion `slot` is for, and returns the key of that.
+    ///
+    /// # Safety
+    /// As [`Self::push`].
+    unsafe fn begin(&self, slot: Slot, entry: squeue::Entry) -> usize {
+        let key = self.slots.borrow_mut().insert(slot);
+        // SAFETY: the caller vouches for the entry.
+        let queued = unsafe { self.queue(&entry.user_data(key as u64)) };
+        if queued.is_err() {
             let _never_queued = self.slots.borrow_mut().remove(key);
-            panic!("{BROKEN}: {error}");
         }
+        or_broken(queued);
         key
     }
 
@@ -201,20 +200,20 @@ impl Driver {
         hurries
     }
 
-    /// Queues an entry, and submits what waits when that is `held_back_max` entries.
+    /// Queues an entry, and submits what waits when that is [`HELD_BACK_MAX`] entries.
     ///
     /// # Errors
     /// That of a ring that works no more, and then the entry is not queued.
     ///
     /// # Safety
     /// As [`Self::push`].
-    unsafe fn queue(&self, entry: &squeue::Entry, held_back_max: usize) -> io::Result<()> {
+    unsafe fn queue(&self, entry: &squeue::Entry) -> io::Result<()> {
         loop {
             let mut ring = self.ring.borrow_mut();
             let mut queue = ring.submission();
             // SAFETY: the caller vouches for the entry.
             let is_queued = unsafe { queue.push(entry) }.is_ok();
-            let is_due = !is_queued || queue.len() >= held_back_max;
+            let is_due = !is_queued || queue.len() >= HELD_BACK_MAX;
             drop(queue);
             let submitted = if is_due { ring.submit() } else { Ok(0) };
             drop(ring);
@@ -293,14 +292,7 @@ impl Driver {
     /// # Errors
     /// That of a ring that works no more.
     fn turn_without_sleep(&self) -> io::Result<usize> {
-        let queued = self.ring.borrow_mut().submission().len();
-        let entered = self.enter(u32::try_from(queued).expect("the queue is shorter"));
-        if let Err(error) = entered
-            && !is_passing(&error)
-        {
-            return Err(error);
-        }
-        let completed = self.reap();
+        let completed = self.look()?;
         self.crowd.set(completed);
         self.unacknowledged.borrow_mut().after_turn(completed);
         Ok(completed)
@@ -311,12 +303,13 @@ impl Driver {
         self.unacknowledged.borrow_mut().push(socket);
     }
 
-    /// Submits `count` entries, lets operations complete, and does not wait for any.
-    fn enter(&self, count: u32) -> io::Result<usize> {
-        const GETEVENTS: u32 = 1; // IORING_ENTER_GETEVENTS
-        let ring = self.ring.borrow();
-        // SAFETY: who queued the entries vouches for them, and there is no argument.
-        unsafe { ring.submitter().enter::<libc::sigset_t>(count, 0, GETEVENTS, None) }
+    /// Submits what is queued, hands on what has completed without waiting for anything, and returns how much that is.
+    ///
+    /// # Errors
+    /// That of a ring that works no more.
+    fn look(&self) -> io::Result<usize> {
+        let queued = self.ring.borrow_mut().submission().len();
+        self.enter(queued)
     }
 
     /// Lets operations complete without submitting any: a kernel that has no memory for a new one does not come to that.
@@ -324,11 +317,25 @@ impl Driver {
     /// # Errors
     /// That of a ring that works no more.
     fn make_room(&self) -> io::Result<()> {
-        match self.enter(0) {
-            Err(error) if !is_passing(&error) => return Err(error),
-            _ => self.reap(),
-        };
-        Ok(())
+        self.enter(0).map(drop)
+    }
+
+    /// Submits `count` entries, hands on what has completed, and returns how much that is.
+    ///
+    /// # Errors
+    /// That of a ring that works no more.
+    fn enter(&self, count: usize) -> io::Result<usize> {
+        const GETEVENTS: u32 = 1; // IORING_ENTER_GETEVENTS
+        let count = u32::try_from(count).expect("the queue is shorter");
+        let ring = self.ring.borrow();
+        // SAFETY: who queued the entries vouches for them, and there is no argument.
+        let entered =
+            unsafe { ring.submitter().enter::<libc::sigset_t>(count, 0, GETEVENTS, None) };
+        drop(ring);
+        match entered {
+            Err(error) if !is_passing(&error) => Err(error),
+            _ => Ok(self.reap()),
+        }
     }
 
     /// Hands on what has completed, and returns how much that is.
@@ -347,7 +354,7 @@ impl Driver {
         self.batch.replace(batch);
         for key in self.stopping.take() {
             // An error is met again at the next turn.
-            let _ = self.cancel(key, HELD_BACK_MAX);
+            let _ = self.cancel(key);
         }
         count
     }
@@ -392,9 +399,11 @@ impl Driver {
         if let Some(waker) = waker {
             waker.wake();
         }
-        let mut stopping = self.stopping.borrow_mut();
-        if verdict == Verdict::Stop && !stopping.contains(&key) {
-            stopping.push(key);
+        if verdict == Verdict::Stop {
+            let mut stopping = self.stopping.borrow_mut();
+            if !stopping.contains(&key) {
+                stopping.push(key);
+            }
         }
     }
 
@@ -405,41 +414,33 @@ impl Driver {
         }
     }
 
-    /// A receive that could stand; None where none does.
-    pub(super) fn standing(&self) -> Option<Rc<Standing>> {
-        let lent = self.lent.borrow();
-        lent.as_ref().map(|buffers| Rc::new(Standing::new(Rc::clone(buffers))))
-    }
-
-    /// Has the kernel receive from `descriptor` until it is told to stop. Returns the key by which it is.
-    pub(super) fn stand(&self, standing: Rc<Standing>, descriptor: Rc<OwnedFd>) -> usize {
-        let fd = types::Fd(descriptor.as_raw_fd());
-        let key =
-            self.slots.borrow_mut().insert(Slot::Standing { standing, _descriptor: descriptor });
-        let entry = opcode::RecvMulti::new(fd, provided::GROUP).build().user_data(key as u64);
+    /// Has the kernel receive from `descriptor` until it is told to stop. Returns also the key by which it is; None where
+    /// receives do not stand.
+    pub(super) fn stand(&self, descriptor: Rc<OwnedFd>) -> Option<(Rc<Standing>, usize)> {
+        let buffers = Rc::clone(self.lent.borrow().as_ref()?);
+        let standing = Rc::new(Standing::new(buffers));
+        let entry = opcode::RecvMulti::new(types::Fd(descriptor.as_raw_fd()), provided::GROUP);
+        let slot = Slot::Standing { standing: Rc::clone(&standing), _descriptor: descriptor };
         // SAFETY: the slot keeps the descriptor until the last completion. Memory is named by the group only.
-        if let Err(error) = unsafe { self.queue(&entry, HELD_BACK_MAX) } {
-            let _never_queued = self.slots.borrow_mut().remove(key);
-            panic!("{BROKEN}: {error}");
-        }
-        key
+        let key = unsafe { self.begin(slot, entry.build()) };
+        Some((standing, key))
     }
 
     /// Has the kernel stop a standing receive.
     pub(super) fn stop(&self, key: usize) {
-        or_broken(self.cancel(key, HELD_BACK_MAX));
+        or_broken(self.cancel(key));
     }
 
     /// Has the kernel stop a standing receive, and looks at once whether it has.
     pub(super) fn stop_now(&self, key: usize) {
-        or_broken(self.cancel(key, 1).and_then(|()| self.make_room()));
+        or_broken(self.cancel(key).and_then(|()| self.look()).map(drop));
     }
 
     /// Asks that an operation end. It may not be found, just when it is at work.
-    fn cancel(&self, key: usize, held_back_max: usize) -> io::Result<()> {
+    fn cancel(&self, key: usize) -> io::Result<()> {
         let cancel = opcode::AsyncCancel::new(key as u64).build().user_data(NOBODY);
         // SAFETY: it names no memory and no descriptor.
-        unsafe { self.queue(&cancel, held_back_max) }
+        unsafe { self.queue(&cancel) }
     }
 
     /// Ends all operations, so that the kernel touches nothing any more.
@@ -460,7 +461,7 @@ impl Driver {
             }
             // Again in each turn: one that is just about to be tried again is not found, and may then wait anew.
             for key in in_flight {
-                self.cancel(key, HELD_BACK_MAX)?;
+                self.cancel(key)?;
             }
             self.turn()?;
         }
@@ -473,10 +474,10 @@ impl Driver {
     }
 }
 
-/// Ends the thread if its ring works no more.
+/// Ends the thread if its ring works no more: it cannot go on.
 fn or_broken(outcome: io::Result<()>) {
     if let Err(error) = outcome {
-        panic!("{BROKEN}: {error}");
+        panic!("io_uring_enter: {error}");
     }
 }
 

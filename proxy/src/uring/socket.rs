@@ -175,9 +175,7 @@ impl Socket {
         if is_bulk || self.0.has_records.get() {
             return None;
         }
-        let driver = driver::current()?;
-        let standing = driver.standing()?;
-        let key = driver.stand(Rc::clone(&standing), self.descriptor());
+        let (standing, key) = driver::current()?.stand(self.descriptor())?;
         *kept = Some((Rc::clone(&standing), key));
         Some(standing)
     }
