@@ -38,23 +38,30 @@ struct Restriction {
 
 const RESTRICTION_SQE_OP: u16 = 1;
 const RESTRICTION_SQE_FLAGS_ALLOWED: u16 = 2;
-/// `IOSQE_BUFFER_SELECT`.
-const SQE_BUFFER_SELECT: u8 = 1 << 5;
 const REGISTER_RESTRICTIONS: libc::c_uint = 11;
 const REGISTER_ENABLE_RINGS: libc::c_uint = 12;
+
+/// Flags of operations that a ring accepts.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Flags {
+    /// None.
+    None = 0,
+    /// That by which an operation asks for a provided buffer (`IOSQE_BUFFER_SELECT`), for a ring that has some.
+    BufferSelect = 1 << 5,
+}
 
 /// What the kernel shows in the place of a ring's path.
 const RING: &str = "anon_inode:[io_uring]";
 
-/// Gives a disabled ring the list, and enables it. Nothing can be registered with it from then on, and no flag of an
-/// operation (links, drains, fixed files, worker threads) is accepted but the one that asks for a provided buffer.
+/// Gives a disabled ring the list, and enables it. Nothing can be registered with it from then on, and no other flag of an
+/// operation (links, drains, fixed files, worker threads) is accepted.
 ///
 /// # Errors
 /// Those of `io_uring_register(2)`.
-pub(super) fn restrict(ring: RawFd) -> io::Result<()> {
+pub(super) fn restrict(ring: RawFd, flags: Flags) -> io::Result<()> {
     let entry = |kind, operation| Restriction { kind, operation, reserved: [0; 13] };
     let mut list = Vec::from(ALLOWED.map(|operation| entry(RESTRICTION_SQE_OP, operation)));
-    list.push(entry(RESTRICTION_SQE_FLAGS_ALLOWED, SQE_BUFFER_SELECT));
+    list.push(entry(RESTRICTION_SQE_FLAGS_ALLOWED, flags as u8));
     register(ring, REGISTER_RESTRICTIONS, &list)?;
     register(ring, REGISTER_ENABLE_RINGS, &[])
 }
@@ -78,7 +85,7 @@ pub(super) fn restricted<T>(make: impl FnOnce() -> io::Result<T>) -> io::Result<
         // What is closed meanwhile has no path.
         if fs::read_link(entry.path()).is_ok_and(|path| path == Path::new(RING))
             && let Some(Ok(ring)) = entry.file_name().to_str().map(str::parse::<RawFd>)
-            && restrict(ring).is_ok()
+            && restrict(ring, Flags::None).is_ok()
         {
             return Ok(made);
         }

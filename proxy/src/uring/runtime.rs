@@ -12,7 +12,7 @@ use io_uring::{IoUring, Probe, opcode, types};
 
 use super::driver::Made;
 use super::provided::Provided;
-use super::restrict::{exclusively, restrict, restricted};
+use super::restrict::{Flags, exclusively, restrict, restricted};
 use super::{compat, driver, op};
 use crate::buffers::Buffers;
 
@@ -205,7 +205,8 @@ pub fn start<F: Future>(
     if ring.delivery >= Delivery::Deferred {
         let made = patiently(|| {
             let made = with_buffers(ring, disabled(ring).build(ring.submissions)?)?;
-            restrict(made.ring.as_raw_fd())?;
+            let flags = if made.provided.is_some() { Flags::BufferSelect } else { Flags::None };
+            restrict(made.ring.as_raw_fd(), flags)?;
             Ok(made)
         })?;
         Ok(driver::run(made, || main(ring)))

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::rc::Rc;
 use std::time::Duration;
 
 use io_uring::{opcode, squeue, types};
@@ -16,15 +17,22 @@ const LOCALHOST: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOC
 /// Runs a test on a ring of its own by each driver, and where receives stand; one that hangs fails after ten seconds.
 fn ring<F: Future<Output = ()>>(test: impl Fn() -> F) {
     for delivery in [Delivery::Standing, Delivery::Deferred, Delivery::SingleIssuer] {
-        let bounded = |_| async {
-            lend(std::rc::Rc::default());
-            tokio::select! {
-                () = test() => {}
-                () = sleep(Duration::from_secs(10)) => panic!("the test hangs"),
-            }
-        };
-        start(Setup { submissions: 64, completions: 256, delivery }, bounded).unwrap();
+        on(delivery, |_, _| test());
     }
+}
+
+/// Runs a test on a ring like this, or like what the kernel has instead, with the buffers that are lent to it.
+fn on<F: Future<Output = ()>>(delivery: Delivery, test: impl Fn(Ring, Rc<Buffers>) -> F) {
+    let test = &test;
+    let bounded = |given| async move {
+        let buffers = Rc::<Buffers>::default();
+        lend(Rc::clone(&buffers));
+        tokio::select! {
+            () = test(given, buffers) => {}
+            () = sleep(Duration::from_secs(10)) => panic!("the test hangs"),
+        }
+    };
+    start(Setup { submissions: 64, completions: 256, delivery }, bounded).unwrap();
 }
 
 async fn tcp_pair() -> (Socket, Socket) {
@@ -83,9 +91,9 @@ fn connections_that_wait_are_accepted_in_one_turn() {
 fn more_operations_than_the_queue_holds_complete() {
     ring(|| async {
         const COUNT: usize = 300;
-        let done = std::rc::Rc::new(std::cell::Cell::new(0));
+        let done = Rc::new(std::cell::Cell::new(0));
         for _ in 0..COUNT {
-            let done = std::rc::Rc::clone(&done);
+            let done = Rc::clone(&done);
             spawn(async move {
                 no_op().await;
                 done.set(done.get() + 1);
@@ -142,10 +150,10 @@ fn where_little_goes_on_a_send_that_completes_at_once_wakes_nobody() {
 fn a_task_that_never_waits_long_leaves_others_their_turn() {
     ring(|| async {
         let ((here, there), (busy, _idle)) = (tcp_pair().await, tcp_pair().await);
-        let done = std::rc::Rc::new(std::cell::Cell::new(false));
+        let done = Rc::new(std::cell::Cell::new(false));
         let receive = there.recv(Buffer::with_capacity(16));
         spawn({
-            let done = std::rc::Rc::clone(&done);
+            let done = Rc::clone(&done);
             async move {
                 assert_eq!(receive.await.0.unwrap(), 3);
                 done.set(true);
@@ -161,21 +169,17 @@ fn a_task_that_never_waits_long_leaves_others_their_turn() {
 }
 
 /// Runs a test where receives stand, if this kernel can do that; one that hangs fails after ten seconds.
-fn where_receives_stand<F: Future<Output = ()>>(test: impl Fn(std::rc::Rc<Buffers>) -> F) {
-    let bounded = |given: Ring| async move {
-        if given.delivery < Delivery::Standing {
-            eprintln!("skipped: receives do not stand here, Linux 6.15 is needed");
-            return;
+fn where_receives_stand<F: Future<Output = ()>>(test: impl Fn(Rc<Buffers>) -> F) {
+    on(Delivery::Standing, |given, buffers| {
+        let stands = given.delivery == Delivery::Standing;
+        let test = stands.then(|| test(buffers));
+        async move {
+            match test {
+                Some(test) => test.await,
+                None => eprintln!("skipped: receives do not stand here, Linux 6.15 is needed"),
+            }
         }
-        let buffers = std::rc::Rc::new(Buffers::default());
-        lend(std::rc::Rc::clone(&buffers));
-        tokio::select! {
-            () = test(buffers) => {}
-            () = sleep(Duration::from_secs(10)) => panic!("the test hangs"),
-        }
-    };
-    let delivery = Delivery::Standing;
-    start(Setup { submissions: 64, completions: 256, delivery }, bounded).unwrap();
+    });
 }
 
 #[test]
