@@ -15,8 +15,8 @@ pub static CONNS: HashMap<u64, Conn> = HashMap::with_max_entries(ENTRIES, 0);
 #[map]
 pub static SOCKS: HashMap<u64, Link> = HashMap::with_max_entries(ENTRIES, 0);
 
-/// What waits, by `index`. Written by the gateway, which also clears what it consumes itself. An array, since all packets of
-/// payload ask it: a look-up costs a few instructions and no line of the cache beside that of the entry.
+/// What waits, by `index`. Written by the gateway, which also clears what it consumes itself. An array, since it is asked
+/// for all payload of linked sockets: a look-up costs a few instructions and no line of the cache beside that of the entry.
 #[map]
 pub static PEND: Array<Pending> = Array::with_max_entries(ENTRIES, 0);
 

@@ -3,9 +3,7 @@
 use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::bindings::bpf_sock_ops;
-use aya_ebpf::helpers::generated::{
-    bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_sock_ops_cb_flags_set,
-};
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set};
 use aya_ebpf::programs::SockOpsContext;
 use tlsplice_ebpf_common::{Conn, Stat};
 
@@ -67,8 +65,6 @@ fn established(ops: *mut bpf_sock_ops) {
         [v6[0] as u64 | (v6[1] as u64) << 32, v6[2] as u64 | (v6[3] as u64) << 32]
     };
     let conn = Conn {
-        // SAFETY: a helper without arguments.
-        start_ns: unsafe { bpf_ktime_get_ns() },
         address,
         port: u32::from_be(port) as u16 as u64,
         // The kernel keeps eight times the value.
@@ -87,7 +83,7 @@ fn established(ops: *mut bpf_sock_ops) {
 #[inline(always)]
 fn closed(ops: *mut bpf_sock_ops) {
     let cookie = cookie(ops);
-    if SOCKS.get_ptr(&cookie).is_none() && CONNS.remove(&cookie).is_ok() {
-        count(Stat::NeverAccepted);
+    if SOCKS.get_ptr(&cookie).is_none() {
+        let _absent_if_deleted_meanwhile = CONNS.remove(&cookie);
     }
 }

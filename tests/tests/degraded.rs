@@ -15,6 +15,7 @@ use tlsplice_tests::bpf::{Kernel, serves_without};
 use tlsplice_tests::brake::standing;
 use tlsplice_tests::client::Client;
 use tlsplice_tests::gateway::{Config, Gateway, binary};
+use tlsplice_tests::inject::{TRACED, gateway_with};
 use tlsplice_tests::origin::Origin;
 use tlsplice_tests::plain::{ask, connect, listener, port};
 use tlsplice_tests::wait_for;
@@ -108,6 +109,19 @@ fn a_program_that_the_verifier_refuses_is_done_without() {
     let origin = Origin::mirror();
     let gateway = Gateway::start_as(&Config::to(origin.address()), &mut Command::new(copy));
     serves_without(&gateway, "verifier refused", "report this with the kernel's version");
+}
+
+#[test]
+fn maps_that_the_kernel_has_no_memory_for_are_done_without() {
+    let origin = Origin::mirror();
+    let config =
+        Config::to(origin.address()).with("[telemetry]\nconnections = 12345\n").with(TRACED);
+    let gateway = Gateway::start_as(&config, &mut gateway_with(&["bpf:error=ENOMEM"]));
+    serves_without(
+        &gateway,
+        "the kernel has no memory for 12345 connections",
+        "lower telemetry.connections",
+    );
 }
 
 #[test]

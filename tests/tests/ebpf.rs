@@ -293,6 +293,37 @@ fn a_pooled_connection_is_measured_for_the_client_it_serves() {
     }
 }
 
+#[test]
+fn what_comes_on_the_connection_of_who_has_left_is_no_delay_of_who_took_the_place() {
+    let (speak, spoken) = mpsc::channel();
+    let spoken = Mutex::new(spoken);
+    let origin = Origin::start(move |connection| {
+        connection.request()?;
+        connection.respond("ok")?;
+        if connection.index > 0 {
+            return connection.request().map(drop);
+        }
+        let spoken = spoken.lock().unwrap_or_else(PoisonError::into_inner);
+        spoken.recv_timeout(PATIENCE).map_err(std::io::Error::other)?;
+        connection.send("unasked")
+    });
+    let config = Config::to(origin.address()).with(&listener("127.0.0.1:0"));
+    let gateway = Gateway::start(&config);
+    let kernel = Kernel::of_running(&gateway);
+    ask(&mut connect(gateway.plain()), b"ok");
+    wait_for("a free place", || (kernel.entries().2 == 0).then_some(()));
+    let mut stream = connect(gateway.plain());
+    wait_for("the same place", || (kernel.entries().2 == 1).then_some(()));
+    speak.send(()).expect("the origin listens");
+    thread::sleep(PAUSE);
+    ask(&mut stream, b"ok");
+    let down = kernel.delays(port(&stream), Direction::Down).expect("it is measured");
+    assert_eq!(down.count, 1);
+    if !is_guest() {
+        assert!(Duration::from_nanos(down.max_ns) < PAUSE, "{down:?}");
+    }
+}
+
 /// A pause that must not be taken for a delay, and how many there are.
 const PAUSE: Duration = Duration::from_millis(300);
 const ROUNDS: u64 = 6;

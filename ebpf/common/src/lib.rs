@@ -33,8 +33,6 @@ pub const fn index(place: u32, direction: Direction) -> u32 {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Conn {
-    /// When it was established, on the monotonic clock, in nanoseconds.
-    pub start_ns: u64,
     /// The client's address as the 16 bytes of an IPv6 address in network order; IPv4 is mapped.
     pub address: [u64; 2],
     /// The client's port.
@@ -82,7 +80,7 @@ pub struct Link {
 #[repr(C)]
 pub struct Pending {
     /// Cookie of the client's socket whose place this is; 0 when it is nobody's. A link may outlive the connection that it
-    /// is for.
+    /// is for. A program that is at work while the place changes hands may still count one delay for the next connection.
     pub client: u64,
     /// When the first payload that has not gone on arrived, on the monotonic clock, in nanoseconds; 0 when none waits.
     pub since: u64,
@@ -139,10 +137,8 @@ pub enum Stat {
     Established = 0,
     /// Connections that found `CONNS` full.
     InsertErrors = 1,
-    /// Connections that ended without having been accepted.
-    NeverAccepted = 2,
     /// Delays measured.
-    Delays = 3,
+    Delays = 2,
 }
 
 #[cfg(feature = "user")]

@@ -160,7 +160,7 @@ impl Drop for End {
 impl Driver {
     /// Runs a task beside the caller. One that panics ends, and nothing else does.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        // In one piece: of a thousand tasks, none finds what it needs in a cache.
+        // Task and guard in one piece: of a thousand tasks, none finds what it needs in a cache.
         let guarded = AssertUnwindSafe(task).catch_unwind().map(|_ended_or_panicked| ());
         // Refused only when the pool has gone, and then nothing runs any more.
         let _ = self.spawner.spawn_local_obj(LocalFutureObj::new(Box::new(guarded)));
@@ -172,14 +172,16 @@ impl Driver {
     /// What [`op::submit`](super::op::submit) demands of the entry, until its completion has been polled or it has been
     /// abandoned with what it owns.
     pub(super) unsafe fn push(&self, entry: squeue::Entry) -> usize {
-        // SAFETY: the caller vouches for the entry.
+        // SAFETY: the caller vouches for the entry, which completes once.
         unsafe { self.begin(Slot::Submitted, entry) }
     }
 
     /// Queues an entry whose completion `slot` is for, and returns the key of that.
     ///
     /// # Safety
-    /// As [`Self::push`].
+    /// The entry may be submitted at any time, and what it names stays valid until its last completion: that of an entry that
+    /// completes again and again, for which `slot` must be [`Slot::Standing`], is the first one without the flag of more to
+    /// come. Other entries complete once.
     unsafe fn begin(&self, slot: Slot, entry: squeue::Entry) -> usize {
         let key = self.slots.borrow_mut().insert(slot);
         // SAFETY: the caller vouches for the entry.
@@ -206,7 +208,7 @@ impl Driver {
     /// That of a ring that works no more, and then the entry is not queued.
     ///
     /// # Safety
-    /// As [`Self::push`].
+    /// As [`Self::begin`], where its completion has a slot.
     unsafe fn queue(&self, entry: &squeue::Entry) -> io::Result<()> {
         loop {
             let mut ring = self.ring.borrow_mut();
@@ -303,7 +305,8 @@ impl Driver {
         self.unacknowledged.borrow_mut().push(socket);
     }
 
-    /// Submits what is queued, hands on what has completed without waiting for anything, and returns how much that is.
+    /// Submits what is queued, hands on what has completed without waiting for anything, and returns how much that is. Where the
+    /// kernel cannot take all that is queued, nothing completes in this call.
     ///
     /// # Errors
     /// That of a ring that works no more.
@@ -421,7 +424,8 @@ impl Driver {
         let standing = Rc::new(Standing::new(buffers));
         let entry = opcode::RecvMulti::new(types::Fd(descriptor.as_raw_fd()), provided::GROUP);
         let slot = Slot::Standing { standing: Rc::clone(&standing), _descriptor: descriptor };
-        // SAFETY: the slot keeps the descriptor until the last completion. Memory is named by the group only.
+        // SAFETY: it completes again and again, and the slot is a standing one, which keeps the descriptor until the last
+        // completion. Memory is named by the group only.
         let key = unsafe { self.begin(slot, entry.build()) };
         Some((standing, key))
     }
@@ -474,7 +478,8 @@ impl Driver {
     }
 }
 
-/// Ends the thread if its ring works no more: it cannot go on.
+/// Panics if the ring works no more. In a task that is the end of the task; the next turn of the driver meets the same error,
+/// and that is the end of the thread.
 fn or_broken(outcome: io::Result<()>) {
     if let Err(error) = outcome {
         panic!("io_uring_enter: {error}");

@@ -44,8 +44,8 @@ const REGISTER_ENABLE_RINGS: libc::c_uint = 12;
 /// Flags of operations that a ring accepts.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Flags {
-    /// None.
-    None = 0,
+    /// None at all.
+    Plain = 0,
     /// That by which an operation asks for a provided buffer (`IOSQE_BUFFER_SELECT`), for a ring that has some.
     BufferSelect = 1 << 5,
 }
@@ -85,7 +85,7 @@ pub(super) fn restricted<T>(make: impl FnOnce() -> io::Result<T>) -> io::Result<
         // What is closed meanwhile has no path.
         if fs::read_link(entry.path()).is_ok_and(|path| path == Path::new(RING))
             && let Some(Ok(ring)) = entry.file_name().to_str().map(str::parse::<RawFd>)
-            && restrict(ring, Flags::None).is_ok()
+            && restrict(ring, Flags::Plain).is_ok()
         {
             return Ok(made);
         }

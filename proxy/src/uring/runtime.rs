@@ -205,7 +205,7 @@ pub fn start<F: Future>(
     if ring.delivery >= Delivery::Deferred {
         let made = patiently(|| {
             let made = with_buffers(ring, disabled(ring).build(ring.submissions)?)?;
-            let flags = if made.provided.is_some() { Flags::BufferSelect } else { Flags::None };
+            let flags = if made.provided.is_some() { Flags::BufferSelect } else { Flags::Plain };
             restrict(made.ring.as_raw_fd(), flags)?;
             Ok(made)
         })?;

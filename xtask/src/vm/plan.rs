@@ -45,12 +45,13 @@ pub(super) fn programs() -> impl Iterator<Item = &'static str> {
 const SUITES_OF_NO_TLS: [&str; 5] = ["matrix", "guest", "foreign", "ebpf", "degraded"];
 
 /// What it runs there on one with TLS: the record layer as well.
-const SUITES_OF_TLS: [&str; 8] =
-    ["matrix", "records", "tls", "wire", "guest", "foreign", "ebpf", "posture"];
+const SUITES_OF_TLS: [&str; 9] =
+    ["matrix", "records", "tls", "wire", "guest", "foreign", "ebpf", "degraded", "posture"];
 
 /// What it runs there on [`kernel::REFERENCE`]: splicing of its own as well.
-const SUITES_OF_REFERENCE: [&str; 9] =
-    ["matrix", "records", "splice", "tls", "wire", "guest", "foreign", "ebpf", "posture"];
+const SUITES_OF_REFERENCE: [&str; 10] = [
+    "matrix", "records", "splice", "tls", "wire", "guest", "foreign", "ebpf", "degraded", "posture",
+];
 
 /// What it runs on [`kernel::REFERENCE`] with the kernel's record layer and without splicing: every shape of payload.
 const SUITES_OF_PAYLOAD: [&str; 1] = ["matrix"];

@@ -35,6 +35,9 @@ pub(super) enum LoadError {
     /// The kernel has no BPF, or not what is needed.
     #[error("this kernel lacks what is needed ({0})")]
     NotSupported(String),
+    /// The maps did not fit.
+    #[error("the kernel has no memory for {0} connections ({1})")]
+    NoMemory(u32, String),
     /// The verifier refused a program.
     #[error("the kernel's verifier refused {0}")]
     Refused(String),
@@ -67,6 +70,9 @@ impl LoadError {
                  the runtime must allow the bpf system call, too)"
             }
             Self::NotSupported(_) => "run Linux 5.10 or later with CONFIG_CGROUP_BPF",
+            Self::NoMemory(..) => {
+                "lower telemetry.connections, of which each takes 1.6 to 2.8 KB, or give the process more memory"
+            }
             Self::Refused(_) | Self::Other(_) => "please report this with the kernel's version",
             Self::Held(..) => "run the gateway in a group of its own",
             Self::NotRun => "remove those groups (they are cgroup v1) and restart the machine",
@@ -114,7 +120,7 @@ impl Programs {
             .map_max_entries("PEND", pairs)
             .map_max_entries("HIST", pairs)
             .load(OBJECT)
-            .map_err(|error| judge(&error))?;
+            .map_err(|error| judge(&error, connections))?;
         let name = group.path().display().to_string();
         let attach_failed = |error: ProgramError| attach_error(&name, &error);
         let sock: &mut SockOps = program(&mut programs, "tlsplice_sock")?;
@@ -205,8 +211,11 @@ fn map<M: TryFrom<Map, Error = MapError>>(programs: &mut Ebpf, name: &str) -> Re
     map.try_into().map_err(|error: MapError| LoadError::Other(chain(&error)))
 }
 
-fn judge(error: &EbpfError) -> LoadError {
-    by_errno(error, chain(error))
+fn judge(error: &EbpfError, connections: u32) -> LoadError {
+    match errno(error) {
+        Some(libc::ENOMEM | libc::E2BIG) => LoadError::NoMemory(connections, chain(error)),
+        _ => by_errno(error, chain(error)),
+    }
 }
 
 fn program_error(name: &str, error: &ProgramError) -> LoadError {
