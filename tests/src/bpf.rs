@@ -77,9 +77,10 @@ impl Kernel {
         self.histograms.get(&index(place, direction), 0).ok()
     }
 
-    /// How often segments were sent again to this client; None when it is not measured.
+    /// How often segments were sent again to the client that made a connection from this port.
     #[must_use]
-    pub fn retransmits(&self, client: u64) -> Option<u64> {
+    pub fn retransmits(&self, port: u16) -> Option<u64> {
+        let (client, _) = self.conn(port)?;
         Some(self.socks.get(&client, 0).ok()?.retransmits)
     }
 

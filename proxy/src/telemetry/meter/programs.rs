@@ -213,7 +213,7 @@ fn map<M: TryFrom<Map, Error = MapError>>(programs: &mut Ebpf, name: &str) -> Re
 
 fn judge(error: &EbpfError, connections: u32) -> LoadError {
     match errno(error) {
-        Some(libc::ENOMEM | libc::E2BIG) => LoadError::NoMemory(connections, chain(error)),
+        Some(libc::ENOMEM) => LoadError::NoMemory(connections, chain(error)),
         _ => by_errno(error, chain(error)),
     }
 }
