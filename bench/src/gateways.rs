@@ -12,7 +12,7 @@ use tlsplice_fixtures::process::Process;
 use tlsplice_fixtures::{Error, Result, free_port};
 
 use crate::certificate::Certificates;
-use crate::floor::FLOOR;
+use crate::floor::Floor;
 use crate::load::Fronts;
 use crate::measure;
 
@@ -69,7 +69,7 @@ pub enum Kind {
     /// Apache httpd with the event MPM.
     Apache,
     /// The least that anything between two sockets can cost: see [`crate::floor`].
-    Floor,
+    Floor(Floor),
 }
 
 impl Kind {
@@ -87,7 +87,7 @@ impl Kind {
             Self::Haproxy(Release::System) => "haproxy",
             Self::Haproxy(Release::Next) => "haproxy-next",
             Self::Apache => "apache",
-            Self::Floor => "floor",
+            Self::Floor(floor) => floor.name(),
         }
     }
 
@@ -119,7 +119,7 @@ impl Kind {
         let (name, release) = match self {
             Self::Tlsplice(_) => return vec![binary.into()],
             Self::Another(program) => return vec![program.into()],
-            Self::Floor => {
+            Self::Floor(_) => {
                 let own = std::env::current_exe().unwrap_or_else(|_| "tlsplice-bench".into());
                 return vec![own.into()];
             }
@@ -142,7 +142,7 @@ impl Kind {
     #[must_use]
     pub fn version(&self, binary: &Path, next: &Path) -> String {
         let argument = match self {
-            Self::Tlsplice(_) | Self::Another(_) | Self::Floor => "--version",
+            Self::Tlsplice(_) | Self::Another(_) | Self::Floor(_) => "--version",
             Self::Nginx(_) | Self::Haproxy(_) | Self::Apache => "-v",
         };
         let words = self.program(binary, next);
@@ -208,7 +208,7 @@ impl Gateway {
         let mut fronts = Fronts { tls: address()?, rsa: address()?, plain: address()? };
         match kind {
             // They have one listener with TLS; the gateway chooses the certificate by name.
-            Kind::Tlsplice(_) | Kind::Another(_) | Kind::Floor => fronts.rsa = fronts.tls,
+            Kind::Tlsplice(_) | Kind::Another(_) | Kind::Floor(_) => fronts.rsa = fronts.tls,
             _ => {}
         }
         let fill = |template: &str| fill(template, &directory, setting, fronts, kind);
@@ -216,7 +216,7 @@ impl Gateway {
             Kind::Tlsplice(_) | Kind::Another(_) => {
                 (include_str!("../rivals/tlsplice.toml"), "tlsplice.toml")
             }
-            Kind::Floor => ("", "none"),
+            Kind::Floor(_) => ("", "none"),
             Kind::Nginx(_) => (include_str!("../rivals/nginx.conf"), "nginx.conf"),
             Kind::Haproxy(_) => (include_str!("../rivals/haproxy.cfg"), "haproxy.cfg"),
             Kind::Apache => {
@@ -240,11 +240,11 @@ impl Gateway {
             Kind::Nginx(_) => command.arg("-c").arg(&file),
             Kind::Haproxy(_) => command.args(["-db", "-f"]).arg(&file),
             Kind::Apache => command.args(["-DFOREGROUND", "-f"]).arg(&file),
-            Kind::Floor => {
+            Kind::Floor(floor) => {
                 let addresses = [fronts.plain, fronts.tls, setting.origin];
                 let files = &setting.certificates.ecdsa;
                 command
-                    .arg(FLOOR)
+                    .arg(floor.name())
                     .args(addresses.map(|address| address.to_string()))
                     .args([&files.certificate, &files.key])
             }

@@ -5,18 +5,19 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use clap::Parser as _;
+use tlsplice_bench::floor::{self, Addresses, FLOORS, Floor};
 use tlsplice_bench::gateways::Kind;
 use tlsplice_bench::micro::Cost;
 use tlsplice_bench::options::Options;
 use tlsplice_bench::report::{self, Report};
 use tlsplice_bench::run::{self, Plan};
-use tlsplice_bench::{floor, install, micro, scenario};
+use tlsplice_bench::{install, micro, scenario};
 use tlsplice_fixtures::{Error, Result};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let result = match &arguments[..] {
-        [first, rest @ ..] if first == floor::FLOOR => relay(rest),
+        [first, rest @ ..] if let Some(floor) = floor(first) => relay(floor, rest),
         _ => bench(&Options::parse()),
     };
     match result {
@@ -28,8 +29,12 @@ fn main() -> ExitCode {
     }
 }
 
+fn floor(name: &str) -> Option<Floor> {
+    FLOORS.into_iter().find(|floor| floor.name() == name)
+}
+
 /// A process of its own, as the gateways are.
-fn relay(arguments: &[String]) -> Result<()> {
+fn relay(floor: Floor, arguments: &[String]) -> Result<()> {
     let [plain, tls, origin, certificate, key] = arguments else {
         return Err(Error::failed("the relay takes three addresses and two files"));
     };
@@ -38,8 +43,8 @@ fn relay(arguments: &[String]) -> Result<()> {
         text.parse::<SocketAddr>().map_err(failed)
     };
     let addresses =
-        floor::Addresses { plain: address(plain)?, tls: address(tls)?, origin: address(origin)? };
-    floor::run(addresses, Path::new(certificate), Path::new(key))
+        Addresses { plain: address(plain)?, tls: address(tls)?, origin: address(origin)? };
+    floor::run(floor, addresses, Path::new(certificate), Path::new(key))
         .map_err(Error::io("the relay ended"))
 }
 

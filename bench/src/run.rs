@@ -12,6 +12,7 @@ use tlsplice_fixtures::{Error, Result};
 
 use crate::certificate::Certificates;
 use crate::external::Generator;
+use crate::floor::FLOORS;
 use crate::gateways::{Gateway, Kind, Setting};
 use crate::load::{Client, Front, Fronts, Group, Work};
 use crate::machine::{cores, load_core, raise_descriptors, taskset};
@@ -92,7 +93,7 @@ struct Bench<'a> {
     setting: Setting,
     origin: Origin,
     tomcat: Option<Result<Tomcat>>,
-    /// Those of the plan, and the floor.
+    /// Those of the plan, and the floors.
     gateways: Vec<(Kind, Option<Gateway>)>,
     begun: Instant,
 }
@@ -143,7 +144,8 @@ pub fn run(plan: &Plan) -> Result<Vec<Outcome>> {
         cores: "0".to_owned(),
         wrapper: Vec::new(),
     };
-    let kinds = plan.kinds.iter().chain([&Kind::Floor]);
+    let floors = FLOORS.map(Kind::Floor);
+    let kinds = plan.kinds.iter().chain(&floors);
     let gateways = kinds.map(|kind| (kind.clone(), None)).collect();
     let mut bench = Bench { plan, setting, origin, tomcat, gateways, begun: Instant::now() };
     let mut outcomes = Vec::new();
@@ -205,8 +207,9 @@ impl Bench<'_> {
             .any(|bar| matches!(bar.figure, Figure::AddedP50 | Figure::AddedP99 | Figure::P99));
         let mut subjects: Vec<Subject> = (0..self.plan.kinds.len()).map(Subject::Gateway).collect();
         subjects.extend(needs_direct.then_some(Subject::Direct));
-        let has_floor = point.floor && !self.plan.quick;
-        subjects.extend(has_floor.then_some(Subject::Gateway(self.plan.kinds.len())));
+        let told = FLOORS.iter().zip(self.plan.kinds.len()..);
+        let told = told.filter(|(floor, _)| point.floors.contains(floor) && !self.plan.quick);
+        subjects.extend(told.map(|(_, index)| Subject::Gateway(index)));
         outcome.cells = subjects.iter().map(|subject| self.cell(*subject)).collect();
         if point.tomcat
             && let Err(error) = self.warm_tomcat(&point.groups)

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tlsplice_fixtures::{Error, Result};
 
 use crate::external::Generator;
+use crate::floor::Floor;
 use crate::load::Group;
 
 /// The files, in the order of the report.
@@ -71,9 +72,9 @@ pub struct Point {
     pub layout: Option<Layout>,
     /// Who loads, if not we.
     pub generator: Option<Generator>,
-    /// Told beside: what a relay that looks at nothing costs.
+    /// Told beside: what relays that look at nothing cost.
     #[serde(default)]
-    pub floor: bool,
+    pub floors: Vec<Floor>,
     /// Figures with a bar; the first one is what is shown.
     #[serde(rename = "bar")]
     pub bars: Vec<Bar>,

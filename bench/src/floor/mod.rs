@@ -1,9 +1,11 @@
 //! The least that a program between two sockets can cost: it reads from one and writes to the other, ends TLS where the
 //! client speaks it, splices what comes in bulk, and looks at nothing. No gateway that waits for sockets by epoll and opens and
 //! seals records as this project does can be cheaper, so a bar below it cannot be met; the difference between a gateway and
-//! this is what the gateway itself costs.
+//! this is what the gateway itself costs. A second one waits by a ring instead, driven as this gateway drives it: between that
+//! and the gateway lies what a gateway on the same ring costs, and no bar below it can be met without another way to drive a ring.
 
 mod flow;
+mod ring;
 mod tls;
 
 use std::io::{self, Read as _};
@@ -15,13 +17,35 @@ use mio::event::Event;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use rustls::ServerConfig;
+use serde::{Deserialize, Serialize};
 
 use flow::Flow;
 use tls::Tls;
 
-/// The first argument of this program that makes it such a relay; the addresses of its listeners without and with TLS and of
-/// the origin follow, and the files of a certificate and its key.
-pub const FLOOR: &str = "floor";
+/// How it waits for sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Floor {
+    /// By epoll, as other gateways do.
+    Epoll,
+    /// By a ring, as this one does. It splices nothing.
+    Ring,
+}
+
+/// All there are.
+pub const FLOORS: [Floor; 2] = [Floor::Epoll, Floor::Ring];
+
+impl Floor {
+    /// How reports call it, and the first argument of this program that makes it such a relay; the addresses of its listeners
+    /// without and with TLS and of the origin follow, and the files of a certificate and its key.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Epoll => "floor",
+            Self::Ring => "ring-floor",
+        }
+    }
+}
 
 /// Without TLS and with it.
 const LISTENERS: [Token; 2] = [Token(usize::MAX - 1), Token(usize::MAX)];
@@ -57,8 +81,15 @@ enum Between {
 ///
 /// # Errors
 /// When it cannot listen, or cannot read certificate and key.
-pub fn run(addresses: Addresses, certificate: &Path, key: &Path) -> io::Result<()> {
+pub fn run(floor: Floor, addresses: Addresses, certificate: &Path, key: &Path) -> io::Result<()> {
     let config = tls::config(certificate, key)?;
+    match floor {
+        Floor::Epoll => wait_by_epoll(addresses, &config),
+        Floor::Ring => ring::run(addresses, config),
+    }
+}
+
+fn wait_by_epoll(addresses: Addresses, config: &Arc<ServerConfig>) -> io::Result<()> {
     let mut poll = Poll::new()?;
     let mut listeners = [TcpListener::bind(addresses.plain)?, TcpListener::bind(addresses.tls)?];
     for (listener, token) in listeners.iter_mut().zip(LISTENERS) {
@@ -75,7 +106,7 @@ pub fn run(addresses: Addresses, certificate: &Path, key: &Path) -> io::Result<(
         }
         for event in &events {
             if let Some(index) = LISTENERS.iter().position(|token| *token == event.token()) {
-                let config = (index == 1).then_some(&config);
+                let config = (index == 1).then_some(config);
                 while let Ok((client, _)) = listeners[index].accept() {
                     let origin = TcpStream::connect(addresses.origin)?;
                     let pair = Pair::new(client, origin, config)?;

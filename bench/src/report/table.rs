@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::Report;
-use crate::gateways::Kind;
+use crate::floor::{FLOORS, Floor};
 use crate::outcome::{Cell, Outcome, Row};
 use crate::scenario::Figure;
 use crate::statistics::median;
@@ -12,9 +12,9 @@ use crate::statistics::median;
 #[must_use]
 pub fn bars(report: &Report) -> String {
     let mut names: Vec<&str> = report.versions.iter().map(|(name, _)| name.as_str()).collect();
-    let floor = Kind::Floor.name();
-    let mut rows = report.outcomes.iter().flat_map(|outcome| &outcome.rows);
-    names.extend(rows.any(|row| row.medians.contains_key(floor)).then_some(floor));
+    let rows = report.outcomes.iter().flat_map(|outcome| &outcome.rows);
+    let is_told = |floor: &&str| rows.clone().any(|row| row.medians.contains_key(*floor));
+    names.extend(FLOORS.map(Floor::name).iter().filter(|floor| is_told(floor)));
     let mut lines = vec![
         std::iter::once("What")
             .chain(["Figure"])
