@@ -68,7 +68,7 @@ pub enum Kind {
     Haproxy(Release),
     /// Apache httpd with the event MPM.
     Apache,
-    /// The least that anything between two sockets can cost: see [`crate::floor`].
+    /// A relay that looks at nothing: see [`crate::floor`].
     Floor(Floor),
 }
 

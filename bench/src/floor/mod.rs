@@ -1,8 +1,8 @@
 //! The least that a program between two sockets can cost: it reads from one and writes to the other, ends TLS where the
 //! client speaks it, splices what comes in bulk, and looks at nothing. No gateway that waits for sockets by epoll and opens and
 //! seals records as this project does can be cheaper, so a bar below it cannot be met; the difference between a gateway and
-//! this is what the gateway itself costs. A second one waits by a ring instead, driven as this gateway drives it: between that
-//! and the gateway lies what a gateway on the same ring costs, and no bar below it can be met without another way to drive a ring.
+//! this is what the gateway itself costs. A second one waits by a ring instead, with this gateway's driver and sockets: what is
+//! between it and the gateway is what the gateway adds to these. It is no bound for another way to drive a ring.
 
 mod flow;
 mod ring;

@@ -95,7 +95,8 @@ async fn pass(
 ) -> io::Result<()> {
     let mut received = first;
     loop {
-        let mut rest = layer.work(received, buffers)?;
+        let mut rest =
+            if received.is_empty() { received } else { layer.work(received, buffers)? };
         while !rest.is_empty() {
             let (sent, buffer) = to.send(rest).await;
             sent?;
@@ -116,7 +117,6 @@ impl Layer {
         match self {
             Self::None => Ok(received),
             Self::Open(opener, begun) => open(opener, begun, received, buffers),
-            Self::Seal(_) if received.is_empty() => Ok(received),
             Self::Seal(sealer) => {
                 let len = sealer.headroom() + received.len() + sealer.tailroom();
                 let mut sealed = buffers.take(Class::holding(len));
