@@ -2,7 +2,9 @@
 //! client speaks it, splices what comes in bulk, and looks at nothing. No gateway that waits for sockets by epoll and opens and
 //! seals records as this project does can be cheaper, so a bar below it cannot be met; the difference between a gateway and
 //! this is what the gateway itself costs. A second one waits by a ring instead, with this gateway's driver and sockets: what is
-//! between it and the gateway is what the gateway adds to these. It is no bound for another way to drive a ring.
+//! between it and the gateway is what the gateway adds to these. It is no bound for another way to drive a ring. The third one
+//! is the second with this gateway's eBPF programs, which measure each connection: what is between it and the gateway is what
+//! HTTP, deadlines and accounts cost.
 
 mod flow;
 mod ring;
@@ -21,6 +23,9 @@ use serde::{Deserialize, Serialize};
 
 use flow::Flow;
 use tls::Tls;
+use tlsplice::telemetry::Meter;
+
+use crate::load::failed;
 
 /// How it waits for sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -30,10 +35,12 @@ pub enum Floor {
     Epoll,
     /// By a ring, as this one does. It splices nothing.
     Ring,
+    /// The same, and the kernel measures how long bytes take.
+    Measured,
 }
 
 /// All there are.
-pub const FLOORS: [Floor; 2] = [Floor::Epoll, Floor::Ring];
+pub const FLOORS: [Floor; 3] = [Floor::Epoll, Floor::Ring, Floor::Measured];
 
 impl Floor {
     /// How reports call it, and the first argument of this program that makes it such a relay; the addresses of its listeners
@@ -43,6 +50,7 @@ impl Floor {
         match self {
             Self::Epoll => "floor",
             Self::Ring => "ring-floor",
+            Self::Measured => "measured-floor",
         }
     }
 }
@@ -50,6 +58,8 @@ impl Floor {
 /// Without TLS and with it.
 const LISTENERS: [Token; 2] = [Token(usize::MAX - 1), Token(usize::MAX)];
 const BUFFER: usize = 64 * 1024;
+/// Connections that are measured at once; more than any point has.
+const CONNECTIONS_MAX: usize = 10_000;
 
 /// Where it listens and where it connects to.
 #[derive(Clone, Copy, Debug)]
@@ -80,12 +90,17 @@ enum Between {
 /// Relays until it is killed.
 ///
 /// # Errors
-/// When it cannot listen, or cannot read certificate and key.
+/// When it cannot listen, cannot read certificate and key, or cannot measure where it should.
 pub fn run(floor: Floor, addresses: Addresses, certificate: &Path, key: &Path) -> io::Result<()> {
     let config = tls::config(certificate, key)?;
     match floor {
         Floor::Epoll => wait_by_epoll(addresses, &config),
-        Floor::Ring => ring::run(addresses, config),
+        Floor::Ring => ring::run(addresses, config, None),
+        Floor::Measured => {
+            let meter =
+                Meter::try_start(CONNECTIONS_MAX).map_err(|lack| failed(lack.to_string()))?;
+            ring::run(addresses, config, Some(meter))
+        }
     }
 }
 

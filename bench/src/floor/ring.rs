@@ -11,30 +11,40 @@ use tlsplice::buffers::{Buffers, Class};
 use tlsplice::handshake::{Handshake, Progress};
 use tlsplice::ktls::{self, Opened, Opener, Sealer};
 use tlsplice::limits::RECORD_WIRE_MAX;
+use tlsplice::telemetry::{Gauge, Hitch, Meter};
 use tlsplice::transport::{Buffer, Transport as _};
 use tlsplice::uring::{self, ListenOptions, Listener, Setup, Socket};
 
 use super::Addresses;
 use crate::load::failed;
 
-/// Relays until it is killed.
-pub(super) fn run(addresses: Addresses, config: Arc<ServerConfig>) -> io::Result<()> {
-    uring::start(Setup::default(), |_| serve(addresses, config))
+/// Relays until it is killed, and has `meter` measure each connection.
+pub(super) fn run(
+    addresses: Addresses,
+    config: Arc<ServerConfig>,
+    meter: Option<Arc<Meter>>,
+) -> io::Result<()> {
+    uring::start(Setup::default(), |_| serve(addresses, config, meter))
         .map_err(|error| failed(error.to_string()))?
 }
 
-async fn serve(addresses: Addresses, config: Arc<ServerConfig>) -> io::Result<()> {
+async fn serve(
+    addresses: Addresses,
+    config: Arc<ServerConfig>,
+    meter: Option<Arc<Meter>>,
+) -> io::Result<()> {
     let buffers = Rc::<Buffers>::default();
     uring::lend(Rc::clone(&buffers));
     for (address, config) in [(addresses.plain, None), (addresses.tls, Some(config))] {
         let listener = Listener::bind(address, &ListenOptions::default())?;
-        let buffers = Rc::clone(&buffers);
+        let (buffers, meter) = (Rc::clone(&buffers), meter.clone());
         uring::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let (config, buffers) = (config.clone(), Rc::clone(&buffers));
+                let config = config.clone();
+                let (buffers, meter) = (Rc::clone(&buffers), meter.clone());
                 uring::spawn(async move {
                     // An error is the end of this connection and of no other.
-                    let _ = pair(client, addresses.origin, config, buffers).await;
+                    let _ = pair(client, addresses.origin, config, meter, buffers).await;
                 });
             }
         });
@@ -47,6 +57,7 @@ async fn pair(
     client: Socket,
     origin: SocketAddr,
     config: Option<Arc<ServerConfig>>,
+    meter: Option<Arc<Meter>>,
     buffers: Rc<Buffers>,
 ) -> io::Result<()> {
     let origin = Socket::connect(&origin.into())?.await?;
@@ -57,11 +68,21 @@ async fn pair(
             (Layer::Open(Box::new(opener), Vec::new()), Layer::Seal(Box::new(sealer)), first)
         }
     };
+    // As long as the connections live.
+    let _measured = meter.and_then(|meter| measure(&meter, &client, &origin));
     let (back, forth) = (Rc::clone(&buffers), (origin.clone(), client.clone()));
     uring::spawn(async move {
         let _ = relay(forth, down, Buffer::default(), back).await;
     });
     relay((client, origin), up, first, buffers).await
+}
+
+/// Has the kernel measure how long bytes take from one to the other. None when a map is full.
+fn measure(meter: &Arc<Meter>, client: &Socket, origin: &Socket) -> Option<(Hitch, Gauge)> {
+    let gauge = Gauge::begin(meter, client.cookie().ok()?)?;
+    let mut hitch = Hitch::default();
+    hitch.to(&gauge, || origin.cookie().ok());
+    Some((hitch, gauge))
 }
 
 /// What happens to bytes on their way.
