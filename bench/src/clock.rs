@@ -38,3 +38,6 @@ pub fn stamped() -> Vec<u8> {
 
 /// Digits behind the mark.
 pub const DIGITS: usize = 20;
+
+/// What ends a stream of chunks: in none of them, nor between them.
+pub const STREAM_END: &[u8] = b"0\r\n\r\n";

@@ -1,7 +1,7 @@
 //! The server behind the gateways: as little work as HTTP allows, so that what is measured is the gateway.
 //!
-//! `/small` is 1 KiB, `/bytes/N` that many, `/ws` a WebSocket echo, `/stream` a chunk each 20 ms with a stamp; a request
-//! body is read and dropped. It trusts its peers: it is never reached but over loopback by this benchmark.
+//! `/small` is 1 KiB, `/bytes/N` that many, `/ws` a WebSocket echo, `/stream/N` so many chunks, one each 20 ms with a
+//! stamp; a request body is read and dropped. It trusts its peers: it is never reached but over loopback by this benchmark.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -22,7 +22,7 @@ const LISTENER: Token = Token(usize::MAX);
 const SMALL: usize = 1024;
 const PIECE: usize = 256 * 1024;
 /// Between two chunks of a stream.
-const TICK: Duration = Duration::from_millis(20);
+pub const TICK: Duration = Duration::from_millis(20);
 /// Turns of one connection before the others get theirs.
 const TURNS: usize = 16;
 
@@ -107,7 +107,8 @@ enum Mode {
     /// So many bytes of a response body are still to go.
     Source(u64),
     Echo(echo::Echo),
-    Ticks,
+    /// So many chunks are still to come.
+    Ticks(u64),
 }
 
 impl Server {
@@ -171,11 +172,11 @@ impl Server {
             Ok(Turn::HasMore) => self.again.push(token),
             Ok(Turn::Ticks) => {
                 // Streams are spread evenly over the tick, however quickly they were opened: neither chance nor a
-                // slow gateway decides how many chunks come at once.
+                // slow gateway decides how many chunks come at once. The first comes when all have been asked for.
                 let tick = nanoseconds(TICK);
                 self.streams += 1;
                 let phase = (self.streams * (tick * 618 / 1000)) % tick;
-                let start = clock::now() / tick * tick + tick + phase;
+                let start = (clock::now() / tick + 2) * tick + phase;
                 self.timers.push(Reverse((start, token)));
             }
             // The peer is gone, or does not speak as expected: the load side notices.
@@ -191,15 +192,11 @@ impl Server {
             }
             self.timers.pop();
             let Some(peer) = self.peers.get_mut(&token) else { continue };
-            let mut chunk = format!("{:x}\r\n", clock::CHUNK).into_bytes();
-            chunk.extend(clock::stamped());
-            chunk.extend(b"\r\n");
-            peer.output.extend(chunk);
-            if peer.flush().is_err() {
-                self.peers.remove(&token);
-                continue;
+            match peer.tick() {
+                Ok(true) => self.timers.push(Reverse((at + nanoseconds(TICK), token))),
+                Ok(false) => {}
+                Err(_) => drop(self.peers.remove(&token)),
             }
-            self.timers.push(Reverse((at + nanoseconds(TICK), token)));
         }
     }
 }
@@ -212,6 +209,23 @@ enum Turn {
 }
 
 impl Peer {
+    /// Sends the next chunk of a stream. Whether others follow.
+    fn tick(&mut self) -> io::Result<bool> {
+        let Mode::Ticks(left) = self.mode else { return Ok(false) };
+        let left = left.saturating_sub(1);
+        let mut chunk = format!("{:x}\r\n", clock::CHUNK).into_bytes();
+        chunk.extend(clock::stamped());
+        chunk.extend(b"\r\n");
+        self.output.extend(chunk);
+        self.mode = Mode::Ticks(left);
+        if left == 0 {
+            self.output.extend(clock::STREAM_END);
+            self.mode = Mode::Heads;
+        }
+        self.flush()?;
+        Ok(left > 0)
+    }
+
     fn run(&mut self, scratch: &mut [u8], filler: &[u8]) -> io::Result<Turn> {
         for _ in 0..TURNS {
             if !self.flush()? {
@@ -276,7 +290,7 @@ impl Peer {
                 self.mode = Mode::Heads;
                 self.output.extend(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
             }
-            Mode::Heads | Mode::Source(_) | Mode::Ticks => {}
+            Mode::Heads | Mode::Source(_) | Mode::Ticks(_) => {}
         }
         self.input.extend(rest);
         self.on_input()
@@ -300,11 +314,12 @@ impl Peer {
                 echo.on_bytes(&mut early, &mut self.output);
                 self.mode = Mode::Echo(echo);
                 break;
-            } else if path == "/stream" {
+            } else if let Some(count) = path.strip_prefix("/stream/") {
+                let count = count.parse().map_err(|_| io::ErrorKind::InvalidInput)?;
                 self.output.extend(
                     b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n",
                 );
-                self.mode = Mode::Ticks;
+                self.mode = Mode::Ticks(count);
                 self.flush()?;
                 return Ok(true);
             } else if let Some(length) =

@@ -43,6 +43,8 @@ const SLOW_WINDOWS: u32 = 3;
 const TOMCAT_WARM_UP: Duration = Duration::from_secs(4);
 /// Slices of a run where the load waits for answers: noise that outlasts a run of one gateway then meets all.
 const SLICES: usize = 4;
+/// The same of streams, of which a part does not count.
+const STREAM_SLICES: usize = 2;
 /// Shorter slices are not made: on a slow machine, nothing might be done in one.
 const SLICE_MIN: Duration = Duration::from_millis(60);
 /// Connections beyond which a slice would be over before all had their turn.
@@ -353,8 +355,10 @@ impl Bench<'_> {
     }
 
     fn timing(&self, layout: Layout, point: &Point) -> Timing {
-        let has_pace = |group: &Group| matches!(group.work, Work::Paced { .. } | Work::Stream);
+        let has_pace = |group: &Group| matches!(group.work, Work::Paced { .. });
         let warm_up = match layout {
+            // Each has a part that does not count.
+            _ if point.groups.iter().all(is_stream) => Duration::ZERO,
             _ if point.groups.iter().any(has_pace) => PACED_WARM_UP_MIN,
             Layout::OneCore => self.plan.warm_up,
             // What piled up while the connections were made is not to be seen in latencies.
@@ -392,7 +396,9 @@ impl Bench<'_> {
     ) -> Result<(Sample, Histogram<u64>)> {
         let failed = |error: io::Error| Error::failed(error.to_string());
         let Timing { warm_up, window } = timing;
-        client.run(warm_up).map_err(failed)?;
+        if !warm_up.is_zero() {
+            client.run(warm_up).map_err(failed)?;
+        }
         let usage = measure::usage(processes);
         let load = |client: &Client| {
             let ran = measure::this_thread_ns() + measure::thread_ns(&self.origin.thread);
@@ -524,26 +530,40 @@ impl Sample {
 }
 
 /// Of how many slices a run of a point is made, of which each has its part of `window`. Connections that are not driven wait
-/// for their gateway's next slice. Those with a pace of their own would not; and of bulk, sockets hold so much that a good
-/// part of it would move between the slices, where nobody looks.
+/// for their gateway's next slice; streams last as long as one. Messages with a pace of their own would not wait; and of bulk,
+/// sockets hold so much that a good part of it would move between the slices, where nobody looks.
 fn slices(layout: Layout, point: &Point, window: Duration) -> usize {
     let is_driven = |group: &Group| {
         matches!(group.work, Work::Get { .. } | Work::Echo { .. } | Work::Connect { .. })
             && group.connections <= SLICED_CONNECTIONS_MAX
     };
-    let is_sliced = layout == Layout::OneCore
-        && point.generator.is_none()
-        && point.groups.iter().all(is_driven);
-    let fit = usize::try_from(window.as_millis() / SLICE_MIN.as_millis()).unwrap_or(SLICES);
-    if is_sliced { fit.clamp(1, SLICES) } else { 1 }
+    let most = if point.generator.is_some() {
+        1
+    } else if point.groups.iter().all(is_stream) {
+        STREAM_SLICES
+    } else if layout == Layout::OneCore && point.groups.iter().all(is_driven) {
+        SLICES
+    } else {
+        1
+    };
+    let fit = usize::try_from(window.as_millis() / SLICE_MIN.as_millis()).unwrap_or(most);
+    fit.clamp(1, most)
+}
+
+fn is_stream(group: &Group) -> bool {
+    group.work == Work::Stream
 }
 
 /// Whether connections of a group cost nothing while nobody drives them, and may be kept from one run to the next: a
-/// thousand of them are not opened within a second. Streams flow on; of bulk, what the sockets hold would.
+/// thousand of them are not opened within a second. Of bulk, what the sockets hold would flow on.
 fn is_kept(group: &Group) -> bool {
     match group.work {
-        Work::Get { .. } | Work::Echo { .. } | Work::Paced { .. } | Work::Connect { .. } => true,
-        Work::Idle | Work::Stream | Work::Download { .. } | Work::Upload { .. } => false,
+        Work::Get { .. }
+        | Work::Echo { .. }
+        | Work::Paced { .. }
+        | Work::Connect { .. }
+        | Work::Stream => true,
+        Work::Idle | Work::Download { .. } | Work::Upload { .. } => false,
     }
 }
 

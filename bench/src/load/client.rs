@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use mio::{Events, Interest, Poll, Token};
 
 use super::Front;
-use super::message::{request, stamps};
+use super::message::{is_end, request, stamps, stream};
 use super::socket::{Socket, Tls};
 use super::{Fronts, Group, SETUP, Tally, Work, failed};
-use crate::origin::{field, head_end};
+use crate::origin::{TICK, field, head_end};
 use crate::{clock, echo};
 
 /// Connections that are not ready yet, at most: more would overflow the queues of the listeners.
@@ -18,6 +18,11 @@ const OPENING_MAX: usize = 64;
 const TURNS: usize = 16;
 /// Messages that the schedule releases before answers are read.
 const RELEASED_MAX: usize = 64;
+/// Chunks of a stream that come before those whose delay counts: when a response begins, the kernel acknowledges otherwise than
+/// when it has flowed for a while, as those do that matter.
+const LEAD: u64 = 15;
+/// How long streams may take beyond the window that they were asked for.
+const STREAMS_LATE: Duration = Duration::from_secs(5);
 /// How far a body that is taken at a rate may lag behind it and catch up, nanoseconds.
 const CATCH_UP: u64 = 10_000_000;
 const BUFFER: usize = 128 * 1024;
@@ -53,6 +58,7 @@ struct State {
     frame: Vec<u8>,
     tally: Tally,
     first: usize,
+    host: &'static str,
     /// Messages that the schedule has released so far.
     released: u64,
 }
@@ -81,7 +87,10 @@ enum Stage {
     Head,
     Body(u64),
     Tunnel(usize),
-    Stream,
+    /// Chunks of it that have come.
+    Stream(u64),
+    /// A stream has ended.
+    Over,
 }
 
 impl Client {
@@ -110,6 +119,7 @@ impl Client {
                 frame,
                 tally: Tally::new(),
                 first: slots.len(),
+                host,
                 released: 0,
             });
             slots.extend((0..group.connections).map(|_| Slot::new(index)));
@@ -185,10 +195,16 @@ impl Client {
             state.tally = Tally::new();
             state.released = 0;
         }
+        self.begin_streams(window)?;
         let begun = clock::now();
         let end = begun + nanoseconds(window);
-        while clock::now() < end {
-            let next = self.release(begun)?.min(self.feed()?).min(end);
+        let late = end + nanoseconds(STREAMS_LATE);
+        while clock::now() < end || self.is_streaming() {
+            if clock::now() > late {
+                return Err(failed("streams did not end in time"));
+            }
+            let stop = if clock::now() < end { end } else { late };
+            let next = self.release(begun)?.min(self.feed()?).min(stop);
             // Timers of the kernel's poll are whole milliseconds: the rest is waited out by looking again.
             let left = next.saturating_sub(clock::now());
             let pause = if left < 1_000_000 { 0 } else { left };
@@ -224,6 +240,28 @@ impl Client {
     #[must_use]
     pub fn looked_in_vain(&self) -> u64 {
         self.looked_in_vain
+    }
+
+    /// Asks for streams of which what counts lasts as long as `window`.
+    fn begin_streams(&mut self, window: Duration) -> io::Result<()> {
+        let chunks = LEAD + (nanoseconds(window) / nanoseconds(TICK)).max(1);
+        for slot in 0..self.slots.len() {
+            let entry = &mut self.slots[slot];
+            let state = &self.groups[entry.group];
+            if state.group.work == Work::Stream {
+                entry.output.extend(stream(chunks, state.host));
+                entry.stage = Stage::Head;
+                self.write(slot)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_streaming(&self) -> bool {
+        let is_open = |slot: &Slot| {
+            slot.stage != Stage::Over && self.groups[slot.group].group.work == Work::Stream
+        };
+        self.slots.iter().any(is_open)
     }
 
     /// Sends what is due; returns when the next message is.
@@ -432,13 +470,25 @@ impl Client {
                         self.on_message(slot)?;
                     }
                 }
-                Stage::Stream => {
+                Stage::Stream(before) => {
                     entry.input.extend_from_slice(bytes);
                     bytes = &[];
+                    let mut count = before;
                     for late in stamps(&mut entry.input, clock::now()) {
-                        state.tally.on_unit(late);
+                        state.tally.units += 1;
+                        if count >= LEAD {
+                            state.tally.latency.saturating_record(late);
+                        }
+                        count += 1;
+                    }
+                    entry.stage = Stage::Stream(count);
+                    if is_end(&entry.input) {
+                        entry.input.clear();
+                        entry.stage = Stage::Over;
+                        self.on_ready(slot);
                     }
                 }
+                Stage::Over => return Err(failed("something came behind the end of a stream")),
             }
         }
         Ok(())
@@ -464,8 +514,7 @@ impl Client {
                 return Err(failed(format!("a request was answered with {status}")));
             }
             Work::Stream => {
-                entry.stage = Stage::Stream;
-                self.on_ready(slot);
+                entry.stage = Stage::Stream(0);
                 return Ok(());
             }
             _ => {}

@@ -70,7 +70,7 @@ pub enum Work {
     },
     /// A WebSocket that echoes one message and is silent. No unit.
     Idle,
-    /// A response without end, a stamped chunk each 20 ms. Unit: chunk; the latency is one-way.
+    /// A response that lasts as long as the window, a stamped chunk each 20 ms. Unit: chunk; the latency is one-way.
     Stream,
 }
 
