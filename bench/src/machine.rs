@@ -1,6 +1,6 @@
 //! The machine: its cores, and what a process may have.
 
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 
@@ -36,9 +36,45 @@ pub(crate) fn taskset(thread: &str, cores: &str) -> Result<()> {
     if status.success() { Ok(()) } else { Err(Error::failed("taskset cannot pin the load")) }
 }
 
+/// Keeps all cores from sleeping until it is dropped: a virtual one that sleeps may take milliseconds to wake, whatever it is
+/// woken for. What does that runs only when nothing else wants to (`SCHED_IDLE`), and gives way at once.
+pub(crate) struct Awake(Vec<Child>);
+
+impl Awake {
+    /// # Errors
+    /// When there is no `chrt`.
+    pub(crate) fn keep() -> Result<Self> {
+        let mut awake = Self(Vec::new());
+        for core in 0..cores() {
+            let child = Command::new("chrt")
+                .args(["--idle", "0", "taskset", "--cpu-list", &core.to_string()])
+                .args(["sh", "-c", "while :; do :; done"])
+                .spawn()
+                .map_err(Error::io("cannot run chrt"))?;
+            awake.0.push(child);
+        }
+        Ok(awake)
+    }
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            // One that has ended keeps nothing awake, and needs no end.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
+
+    /// `sched(7)`.
+    const SCHED_IDLE: u32 = 5;
 
     #[test]
     fn a_thread_on_the_first_core_still_knows_the_second() {
@@ -46,5 +82,23 @@ mod tests {
         assert!(core_affinity::set_for_current(core_affinity::CoreId { id: 0 }));
         assert_eq!(thread::available_parallelism().map_or(0, usize::from), 1, "what it sees");
         assert_eq!((cores(), load_core()), (all, of_the_load));
+    }
+    #[test]
+    fn cores_are_kept_awake_by_what_gives_way_and_ends() {
+        let awake = Awake::keep().expect("chrt");
+        let policy = |child: &Child| {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).ok()?;
+            // The 41st field; the second one is a name in parentheses.
+            stat.rsplit_once(") ")?.1.split(' ').nth(38)?.parse::<u32>().ok()
+        };
+        let begun = Instant::now();
+        while !awake.0.iter().all(|child| policy(child) == Some(SCHED_IDLE)) {
+            assert!(begun.elapsed() < Duration::from_secs(10), "they do not run");
+            thread::sleep(Duration::from_millis(5));
+        }
+        let ids: Vec<u32> = awake.0.iter().map(Child::id).collect();
+        assert_eq!(ids.len(), cores());
+        drop(awake);
+        assert!(ids.iter().all(|id| !std::path::Path::new(&format!("/proc/{id}")).exists()));
     }
 }

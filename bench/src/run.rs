@@ -15,11 +15,11 @@ use crate::external::Generator;
 use crate::floor::FLOORS;
 use crate::gateways::{Gateway, Kind, Setting};
 use crate::load::{Client, Front, Fronts, Group, Work};
-use crate::machine::{cores, load_core, raise_descriptors, taskset};
+use crate::machine::{Awake, cores, load_core, raise_descriptors, taskset};
 use crate::measure::{self, Usage};
 use crate::origin::Origin;
 use crate::outcome::{Cell, DIRECT, Outcome, Role, Sample, float};
-use crate::scenario::{Figure, Layout, Point, Scenario};
+use crate::scenario::{Bar, Figure, Layout, Point, Scenario};
 
 /// Above this share of its core, load and origin are the bottleneck,
 const LOAD_IS_BUSY: f64 = 0.97;
@@ -209,6 +209,15 @@ impl Bench<'_> {
             .any(|bar| matches!(bar.figure, Figure::AddedP50 | Figure::AddedP99 | Figure::P99));
         let mut subjects: Vec<Subject> = (0..self.plan.kinds.len()).map(Subject::Gateway).collect();
         subjects.extend(needs_direct.then_some(Subject::Direct));
+        let is_added = |bar: &Bar| matches!(bar.figure, Figure::AddedP50 | Figure::AddedP99);
+        let is_awake = point.bars.iter().any(is_added);
+        let _awake = match is_awake.then(Awake::keep).transpose() {
+            Ok(awake) => awake,
+            Err(error) => {
+                outcome.skipped = Some(error.to_string());
+                return outcome;
+            }
+        };
         let told = FLOORS.iter().zip(self.plan.kinds.len()..);
         let told = told.filter(|(floor, _)| point.floors.contains(floor) && !self.plan.quick);
         subjects.extend(told.map(|(_, index)| Subject::Gateway(index)));
