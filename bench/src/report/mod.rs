@@ -80,7 +80,7 @@ impl Report {
     }
 }
 
-/// Processor, cores, memory and kernel, in one line.
+/// Processor, cores, kernel and its congestion control, in one line.
 #[must_use]
 pub fn machine() -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -94,7 +94,11 @@ pub fn machine() -> String {
         .lines()
         .any(|line| line.starts_with("flags") && line.split(' ').any(|flag| flag == "hypervisor"));
     let kind = if is_virtual { "virtual machine, " } else { "" };
-    format!("{kind}{cores} x {model}, Linux {}, loopback", kernel.trim())
+    // With one that paces, much of a transfer is sent in timers, on the account of whoever runs just then.
+    let congestion = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
+    let congestion = congestion.unwrap_or_default();
+    let (kernel, congestion) = (kernel.trim(), congestion.trim());
+    format!("{kind}{cores} x {model}, Linux {kernel}, TCP {congestion}, loopback")
 }
 
 /// Today, UTC.
