@@ -1,10 +1,11 @@
 //! The machine: its cores, and what a process may have.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tlsplice_fixtures::process::Process;
 use tlsplice_fixtures::{Error, Result};
 
 /// Load and origin have both ends of every connection in one process.
@@ -36,35 +37,19 @@ pub(crate) fn taskset(thread: &str, cores: &str) -> Result<()> {
     if status.success() { Ok(()) } else { Err(Error::failed("taskset cannot pin the load")) }
 }
 
-/// Keeps all cores from sleeping until it is dropped: a virtual one that sleeps may take milliseconds to wake, whatever it is
-/// woken for. What does that runs only when nothing else wants to (`SCHED_IDLE`), and gives way at once.
-pub(crate) struct Awake(Vec<Child>);
-
-impl Awake {
-    /// # Errors
-    /// When there is no `chrt`.
-    pub(crate) fn keep() -> Result<Self> {
-        let mut awake = Self(Vec::new());
-        for core in 0..cores() {
-            let child = Command::new("chrt")
-                .args(["--idle", "0", "taskset", "--cpu-list", &core.to_string()])
-                .args(["sh", "-c", "while :; do :; done"])
-                .spawn()
-                .map_err(Error::io("cannot run chrt"))?;
-            awake.0.push(child);
-        }
-        Ok(awake)
-    }
-}
-
-impl Drop for Awake {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            // One that has ended keeps nothing awake, and needs no end.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
+/// Keeps all cores from sleeping until what it returns is dropped: a virtual one that sleeps may take milliseconds to wake,
+/// whatever it is woken for. What does that runs only when nothing else wants to (`SCHED_IDLE`), and gives way at once.
+///
+/// # Errors
+/// When there is no `chrt`.
+pub(crate) fn keep_awake() -> Result<Vec<Process>> {
+    let keep = |core: usize| {
+        let mut command = Command::new("chrt");
+        command.args(["--idle", "0", "taskset", "--cpu-list", &core.to_string()]);
+        command.args(["sh", "-c", "while :; do :; done"]);
+        Process::spawn("what keeps a core awake", &mut command)
+    };
+    (0..cores()).map(keep).collect()
 }
 
 #[cfg(test)]
@@ -85,18 +70,18 @@ mod tests {
     }
     #[test]
     fn cores_are_kept_awake_by_what_gives_way_and_ends() {
-        let awake = Awake::keep().expect("chrt");
-        let policy = |child: &Child| {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).ok()?;
+        let awake = keep_awake().expect("chrt");
+        let policy = |process: &Process| {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.id())).ok()?;
             // The 41st field; the second one is a name in parentheses.
             stat.rsplit_once(") ")?.1.split(' ').nth(38)?.parse::<u32>().ok()
         };
         let begun = Instant::now();
-        while !awake.0.iter().all(|child| policy(child) == Some(SCHED_IDLE)) {
+        while !awake.iter().all(|process| policy(process) == Some(SCHED_IDLE)) {
             assert!(begun.elapsed() < Duration::from_secs(10), "they do not run");
             thread::sleep(Duration::from_millis(5));
         }
-        let ids: Vec<u32> = awake.0.iter().map(Child::id).collect();
+        let ids: Vec<u32> = awake.iter().map(Process::id).collect();
         assert_eq!(ids.len(), cores());
         drop(awake);
         assert!(ids.iter().all(|id| !std::path::Path::new(&format!("/proc/{id}")).exists()));

@@ -15,7 +15,7 @@ use crate::external::Generator;
 use crate::floor::FLOORS;
 use crate::gateways::{Gateway, Kind, Setting};
 use crate::load::{Client, Front, Fronts, Group, Work};
-use crate::machine::{Awake, cores, load_core, raise_descriptors, taskset};
+use crate::machine::{cores, keep_awake, load_core, raise_descriptors, taskset};
 use crate::measure::{self, Usage};
 use crate::origin::Origin;
 use crate::outcome::{Cell, DIRECT, Outcome, Role, Sample, float};
@@ -211,7 +211,7 @@ impl Bench<'_> {
         subjects.extend(needs_direct.then_some(Subject::Direct));
         let is_added = |bar: &Bar| matches!(bar.figure, Figure::AddedP50 | Figure::AddedP99);
         let is_awake = point.bars.iter().any(is_added);
-        let _awake = match is_awake.then(Awake::keep).transpose() {
+        let _awake = match is_awake.then(keep_awake).transpose() {
             Ok(awake) => awake,
             Err(error) => {
                 outcome.skipped = Some(error.to_string());

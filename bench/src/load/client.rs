@@ -59,6 +59,8 @@ struct State {
     tally: Tally,
     first: usize,
     host: &'static str,
+    /// Chunks that each stream was asked for last.
+    chunks: u64,
     /// Messages that the schedule has released so far.
     released: u64,
 }
@@ -120,6 +122,7 @@ impl Client {
                 tally: Tally::new(),
                 first: slots.len(),
                 host,
+                chunks: 1,
                 released: 0,
             });
             slots.extend((0..group.connections).map(|_| Slot::new(index)));
@@ -247,8 +250,9 @@ impl Client {
         let chunks = LEAD + (nanoseconds(window) / nanoseconds(TICK)).max(1);
         for slot in 0..self.slots.len() {
             let entry = &mut self.slots[slot];
-            let state = &self.groups[entry.group];
+            let state = &mut self.groups[entry.group];
             if state.group.work == Work::Stream {
+                state.chunks = chunks;
                 entry.output.extend(stream(chunks, state.host));
                 entry.stage = Stage::Head;
                 self.write(slot)?;
@@ -483,6 +487,10 @@ impl Client {
                     }
                     entry.stage = Stage::Stream(count);
                     if is_end(&entry.input) {
+                        if count != state.chunks {
+                            let asked = state.chunks;
+                            return Err(failed(format!("{count} of {asked} chunks have come")));
+                        }
                         entry.input.clear();
                         entry.stage = Stage::Over;
                         self.on_ready(slot);
