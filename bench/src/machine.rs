@@ -38,7 +38,8 @@ pub(crate) fn taskset(thread: &str, cores: &str) -> Result<()> {
 }
 
 /// Keeps all cores from sleeping until what it returns is dropped: a virtual one that sleeps may take milliseconds to wake,
-/// whatever it is woken for. What does that runs only when nothing else wants to (`SCHED_IDLE`), and gives way at once.
+/// whatever it is woken for. What does that runs only when nothing else wants to (`SCHED_IDLE`), and gives way to
+/// whatever is woken; on a core that is always busy it gets a turn of some milliseconds now and then.
 ///
 /// # Errors
 /// When there is no `chrt`.
@@ -68,6 +69,7 @@ mod tests {
         assert_eq!(thread::available_parallelism().map_or(0, usize::from), 1, "what it sees");
         assert_eq!((cores(), load_core()), (all, of_the_load));
     }
+
     #[test]
     fn cores_are_kept_awake_by_what_gives_way_and_ends() {
         let awake = keep_awake().expect("chrt");

@@ -172,11 +172,11 @@ impl Server {
             Ok(Turn::HasMore) => self.again.push(token),
             Ok(Turn::Ticks) => {
                 // Streams are spread evenly over the tick, however quickly they were opened: neither chance nor a
-                // slow gateway decides how many chunks come at once. The first comes when all have been asked for.
+                // slow gateway decides how many chunks come at once.
                 let tick = nanoseconds(TICK);
                 self.streams += 1;
                 let phase = (self.streams * (tick * 618 / 1000)) % tick;
-                let start = (clock::now() / tick + 2) * tick + phase;
+                let start = (clock::now() / tick + 1) * tick + phase;
                 self.timers.push(Reverse((start, token)));
             }
             // The peer is gone, or does not speak as expected: the load side notices.

@@ -19,7 +19,7 @@ use crate::machine::{cores, keep_awake, load_core, raise_descriptors, taskset};
 use crate::measure::{self, Usage};
 use crate::origin::Origin;
 use crate::outcome::{Cell, DIRECT, Outcome, Role, Sample, float};
-use crate::scenario::{Bar, Figure, Layout, Point, Scenario};
+use crate::scenario::{Figure, Layout, Point, Scenario};
 
 /// Above this share of its core, load and origin are the bottleneck,
 const LOAD_IS_BUSY: f64 = 0.97;
@@ -34,8 +34,7 @@ const RUNS_MIN: usize = 3;
 /// and in a quick run, so that there is time for all points.
 const QUICK_RUNS_MIN: usize = 2;
 const WARM_UP_MIN: Duration = Duration::from_millis(400);
-/// The same where the clock sets the pace: what piled up while the connections were made has to be worked off. It takes
-/// Apache longer, which is told.
+/// The same where the clock sets the pace: what piled up while the connections were made has to be worked off.
 const PACED_WARM_UP_MIN: Duration = Duration::from_millis(600);
 /// Windows that one of a slow point stands for.
 const SLOW_WINDOWS: u32 = 3;
@@ -203,14 +202,12 @@ impl Bench<'_> {
                 cores()
             ));
         }
-        let needs_direct = point
-            .bars
-            .iter()
-            .any(|bar| matches!(bar.figure, Figure::AddedP50 | Figure::AddedP99 | Figure::P99));
+        let tells = |figures: &[Figure]| point.bars.iter().any(|bar| figures.contains(&bar.figure));
+        let needs_direct = tells(&[Figure::AddedP50, Figure::AddedP99, Figure::P99]);
         let mut subjects: Vec<Subject> = (0..self.plan.kinds.len()).map(Subject::Gateway).collect();
         subjects.extend(needs_direct.then_some(Subject::Direct));
-        let is_added = |bar: &Bar| matches!(bar.figure, Figure::AddedP50 | Figure::AddedP99);
-        let is_awake = point.bars.iter().any(is_added);
+        // Where load or gateway are always busy, as at other points, what keeps a core awake would get turns of its own.
+        let is_awake = tells(&[Figure::AddedP50, Figure::AddedP99]);
         let _awake = match is_awake.then(keep_awake).transpose() {
             Ok(awake) => awake,
             Err(error) => {

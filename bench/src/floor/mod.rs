@@ -20,14 +20,14 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use rustls::ServerConfig;
 use serde::{Deserialize, Serialize};
+use tlsplice::telemetry::Meter;
 
 use flow::Flow;
 use tls::Tls;
-use tlsplice::telemetry::Meter;
 
 use crate::load::failed;
 
-/// How it waits for sockets.
+/// How it waits for sockets, and whether it is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Floor {

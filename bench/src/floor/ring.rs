@@ -69,7 +69,7 @@ async fn pair(
         }
     };
     // As long as the connections live.
-    let _measured = meter.and_then(|meter| measure(&meter, &client, &origin));
+    let _measured = meter.map(|meter| measure(&meter, &client, &origin)).transpose()?;
     let (back, forth) = (Rc::clone(&buffers), (origin.clone(), client.clone()));
     uring::spawn(async move {
         let _ = relay(forth, down, Buffer::default(), back).await;
@@ -77,12 +77,14 @@ async fn pair(
     relay((client, origin), up, first, buffers).await
 }
 
-/// Has the kernel measure how long bytes take from one to the other. None when a map is full.
-fn measure(meter: &Arc<Meter>, client: &Socket, origin: &Socket) -> Option<(Hitch, Gauge)> {
-    let gauge = Gauge::begin(meter, client.cookie().ok()?)?;
+/// Has the kernel measure how long bytes take from one to the other. A floor that measured less than it says would be none.
+fn measure(meter: &Arc<Meter>, client: &Socket, origin: &Socket) -> io::Result<(Hitch, Gauge)> {
+    let gauge = Gauge::begin(meter, client.cookie()?);
+    let gauge = gauge.ok_or_else(|| failed("a connection cannot be measured"))?;
+    let cookie = origin.cookie()?;
     let mut hitch = Hitch::default();
-    hitch.to(&gauge, || origin.cookie().ok());
-    Some((hitch, gauge))
+    hitch.to(&gauge, || Some(cookie));
+    Ok((hitch, gauge))
 }
 
 /// What happens to bytes on their way.

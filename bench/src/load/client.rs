@@ -18,8 +18,8 @@ const OPENING_MAX: usize = 64;
 const TURNS: usize = 16;
 /// Messages that the schedule releases before answers are read.
 const RELEASED_MAX: usize = 64;
-/// Chunks of a stream that come before those whose delay counts: when a response begins, the kernel acknowledges otherwise than
-/// when it has flowed for a while, as those do that matter.
+/// Chunks of a stream that come before those whose delay counts. Those that matter have flowed for a while; at the beginning
+/// all are asked for at once, gateways compare otherwise, and presumably the kernel acknowledges otherwise.
 const LEAD: u64 = 15;
 /// How long streams may take beyond the window that they were asked for.
 const STREAMS_LATE: Duration = Duration::from_secs(5);

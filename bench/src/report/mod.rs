@@ -94,7 +94,7 @@ pub fn machine() -> String {
         .lines()
         .any(|line| line.starts_with("flags") && line.split(' ').any(|flag| flag == "hypervisor"));
     let kind = if is_virtual { "virtual machine, " } else { "" };
-    // With one that paces, much of a transfer is sent in timers, on the account of whoever runs just then.
+    // One that paces sends a part of a transfer from timers, on the account of whoever runs just then.
     let congestion = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
     let congestion = congestion.unwrap_or_default();
     let (kernel, congestion) = (kernel.trim(), congestion.trim());
