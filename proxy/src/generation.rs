@@ -37,7 +37,7 @@ impl Shared {
         let mut number = [0; 8];
         aws_lc_rs::rand::fill(&mut number)
             .map_err(|_| io::Error::other("the system gives no random numbers"))?;
-        let pseudonym = Pseudonym(u64::from_ne_bytes(number));
+        let pseudonym = Pseudonym::new(u64::from_ne_bytes(number));
         let endpoints: Vec<Vec<Arc<Endpoint>>> = config
             .upstreams
             .iter()

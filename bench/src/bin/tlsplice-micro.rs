@@ -56,7 +56,7 @@ fn request(out: &mut Vec<u8>) {
     let Ok(Parsed::Complete(head, _)) = parsed else { panic!("a whole, valid head") };
     let mapping = Mapping { public: "/guacamole", upstream: "/guacamole" };
     let peer = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
-    let pseudonym = Pseudonym(1);
+    let pseudonym = Pseudonym::new(1);
     let identity = Identity { peer, peer_is_trusted: false, https: true, port: 443, pseudonym };
     write_request(&head, mapping, identity, &HeaderEdits::default(), out);
 }

@@ -8,6 +8,7 @@ use crate::addr::ClientAddr;
 use crate::config::{Config, Route, Service};
 use crate::connection::Door;
 use crate::message::framing::Framing;
+use crate::message::name::Name;
 use crate::message::reply::{self, Refusal};
 use crate::message::request::{RequestError, RequestHead};
 use crate::message::rewrite::{self, Identity, Mapping};
@@ -116,7 +117,7 @@ fn decide(head: &RequestHead<'_, '_>, facts: &Facts<'_>, record: &mut Record) ->
     if let Service::RedirectToHttps { port } = facts.door.service {
         return redirect(head, port, facts.is_draining.get()).unwrap_or_else(refuse);
     }
-    if via::names(head.fields, facts.pseudonym) {
+    if via::names(head.fields.values(Name::Via), facts.pseudonym) {
         return refuse(Refusal::Loop);
     }
     let host = lowercase(head.host());

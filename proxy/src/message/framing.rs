@@ -1,10 +1,10 @@
 //! How long a body is (RFC 9112 §6.3).
 
-use httparse::Header;
 use thiserror::Error;
 
 use super::Version;
-use super::fields::{is, list};
+use super::fields::{Fields, list};
+use super::name::Name;
 
 /// Length of a body. There is no other source of this knowledge in the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,22 +49,24 @@ pub(super) struct Declared {
     pub chunked: bool,
 }
 
-pub(super) fn declared(version: Version, fields: &[Header<'_>]) -> Result<Declared, FramingError> {
+pub(super) fn declared(
+    version: Version,
+    fields: &Fields<'_, '_>,
+) -> Result<Declared, FramingError> {
     let mut length = None;
-    let mut chunked = false;
-    for field in fields {
-        if is(field.name.as_bytes(), "content-length") {
-            if length.is_some() || field.value.contains(&b',') {
-                return Err(FramingError::RepeatedLength);
-            }
-            length = Some(parse_length(field.value)?);
-        } else if is(field.name.as_bytes(), "transfer-encoding") {
-            if chunked {
-                return Err(FramingError::BadCoding);
-            }
-            check_coding(field.value)?;
-            chunked = true;
+    for value in fields.values(Name::ContentLength) {
+        if length.is_some() || value.contains(&b',') {
+            return Err(FramingError::RepeatedLength);
         }
+        length = Some(parse_length(value)?);
+    }
+    let mut chunked = false;
+    for value in fields.values(Name::TransferEncoding) {
+        if chunked {
+            return Err(FramingError::BadCoding);
+        }
+        check_coding(value)?;
+        chunked = true;
     }
     if chunked && length.is_some() {
         return Err(FramingError::Conflict);
@@ -76,12 +78,11 @@ pub(super) fn declared(version: Version, fields: &[Header<'_>]) -> Result<Declar
 }
 
 fn parse_length(value: &[u8]) -> Result<u64, FramingError> {
-    // What has no digit at all does not parse.
-    if !value.iter().all(u8::is_ascii_digit) {
-        return Err(FramingError::BadLength);
-    }
-    let text = std::str::from_utf8(value).map_err(|_| FramingError::BadLength)?;
-    text.parse().map_err(|_| FramingError::BadLength)
+    let number = value.iter().try_fold(0_u64, |number, byte| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        number.checked_mul(10)?.checked_add(digit)
+    });
+    number.filter(|_| !value.is_empty()).ok_or(FramingError::BadLength)
 }
 
 fn check_coding(value: &[u8]) -> Result<(), FramingError> {
@@ -100,7 +101,7 @@ fn check_coding(value: &[u8]) -> Result<(), FramingError> {
 ///
 /// # Errors
 /// When the fields contradict each other or are malformed.
-pub fn of_request(version: Version, fields: &[Header<'_>]) -> Result<Framing, FramingError> {
+pub fn of_request(version: Version, fields: &Fields<'_, '_>) -> Result<Framing, FramingError> {
     Ok(match declared(version, fields)? {
         Declared { chunked: true, .. } => Framing::Chunked,
         Declared { length: Some(length @ 1..), .. } => Framing::Length(length),
@@ -123,14 +124,24 @@ pub(super) fn of_response(declared: Declared, status: u16, to_head: bool) -> Fra
 
 #[cfg(test)]
 mod tests {
+    use super::super::fields::slots;
     use super::*;
 
-    fn request(fields: &[(&'static str, &'static str)]) -> Result<Framing, FramingError> {
-        of_request(Version::Http11, &headers(fields))
+    fn request_of(version: Version, fields: &[(&str, &str)]) -> Result<Framing, FramingError> {
+        with_fields(fields, |fields| of_request(version, fields))
     }
 
-    fn headers(fields: &[(&'static str, &'static str)]) -> Vec<Header<'static>> {
-        fields.iter().map(|(name, value)| Header { name, value: value.as_bytes() }).collect()
+    fn request(fields: &[(&str, &str)]) -> Result<Framing, FramingError> {
+        request_of(Version::Http11, fields)
+    }
+
+    fn with_fields<T>(fields: &[(&str, &str)], of: impl FnOnce(&Fields<'_, '_>) -> T) -> T {
+        let lines = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n"));
+        let head = lines.collect::<String>() + "\r\n";
+        let mut headers = [httparse::EMPTY_HEADER; 4];
+        let parsed = httparse::parse_headers(head.as_bytes(), &mut headers);
+        let Ok(httparse::Status::Complete((_, headers))) = parsed else { panic!("fields: {head}") };
+        of(&Fields::new(head.as_bytes(), headers, &mut slots().marks))
     }
 
     #[test]
@@ -152,20 +163,20 @@ mod tests {
         for bad in ["chunked, chunked", "gzip, chunked", "chunked;q=1, chunked", ""] {
             assert_eq!(request(&[(te, bad)]), Err(FramingError::BadCoding), "{bad}");
         }
-        for bad in ["identity", "xchunked", "chunked\u{b}", "gzip", "chunked;q=1"] {
+        for bad in ["identity", "xchunked", "chunked\u{a0}", "gzip", "chunked;q=1"] {
             assert_eq!(request(&[(te, bad)]), Err(FramingError::UnknownCoding), "{bad}");
         }
         assert_eq!(request(&[(te, "chunked"), (te, "chunked")]), Err(FramingError::BadCoding));
         assert_eq!(
-            of_request(Version::Http10, &headers(&[(te, "chunked")])),
+            request_of(Version::Http10, &[(te, "chunked")]),
             Err(FramingError::CodingInHttp10)
         );
     }
 
     #[test]
     fn responses() {
-        let of = |status, to_head, fields: &[(&'static str, &'static str)]| {
-            declared(Version::Http11, &headers(fields))
+        let of = |status, to_head, fields: &[(&str, &str)]| {
+            with_fields(fields, |fields| declared(Version::Http11, fields))
                 .map(|declared| of_response(declared, status, to_head))
         };
         assert_eq!(of(200, false, &[]), Ok(Framing::UntilClose));

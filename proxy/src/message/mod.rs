@@ -1,14 +1,16 @@
 //! HTTP/1.1 heads, framing, rewriting, replies. Pure: bytes in, bytes out; no I/O, no clock.
 //!
-//! A head is parsed by httparse after a check of its bytes that knows no lenience, and is never forwarded raw: the
+//! A head is parsed by httparse, with a check of its bytes that knows no lenience, and is never forwarded as a whole: the
 //! rewriter builds a new one from what was understood. So nothing that two parsers could read differently gets through.
 
 /// The body of a chunked message.
 pub mod chunked;
-/// Bytes and names of header fields.
+/// Bytes of heads, and the fields in them.
 pub mod fields;
 /// How long a body is: the one decision that request smuggling is about.
 pub mod framing;
+/// Names of fields: what a field is to the gateway.
+pub mod name;
 /// What of a target may be written to a log.
 pub mod redact;
 /// The one map from an error to what the client reads.

@@ -1,10 +1,10 @@
 //! Heads of requests.
 
-use httparse::Header;
 use thiserror::Error;
 
-use super::fields::{self, HeadError, Slots, is, is_token_byte, list};
+use super::fields::{self, Fields, HeadError, Slots, is_token_byte, list};
 use super::framing::{self, Framing, FramingError};
+use super::name::{Name, is};
 use super::target::{Target, TargetError};
 use super::{HeadLimits, Parsed, Version};
 
@@ -80,7 +80,7 @@ pub struct RequestHead<'s, 'b> {
     /// The key of a valid WebSocket handshake.
     pub websocket_key: Option<&'b str>,
     /// All fields, as they came.
-    pub fields: &'s [Header<'b>],
+    pub fields: Fields<'s, 'b>,
 }
 
 impl<'s, 'b> RequestHead<'s, 'b> {
@@ -100,16 +100,16 @@ impl<'s, 'b> RequestHead<'s, 'b> {
         };
         let bytes = &bytes[skipped..skipped + len];
         let mut request = httparse::Request::new(&mut []);
-        match request.parse_with_uninit_headers(bytes, &mut slots[..limits.fields]) {
-            Ok(httparse::Status::Complete(_)) => {}
-            Ok(httparse::Status::Partial) => return Err(HeadError::StartLine.into()),
+        let verdict = request.parse_with_uninit_headers(bytes, &mut slots.headers[..limits.fields]);
+        let fields = Fields::new(bytes, request.headers, &mut slots.marks);
+        match fields::check(verdict, &fields, limits.fields) {
+            Ok(()) => {}
             // With a third blank it is not the version that is wrong (RFC 9112 §3).
-            Err(httparse::Error::Version) if blanks_in_start_line(bytes) != 2 => {
+            Err(HeadError::Version) if blanks_in_start_line(bytes) != 2 => {
                 return Err(HeadError::StartLine.into());
             }
-            Err(error) => return Err(fields::from_httparse(error, limits.fields).into()),
+            Err(error) => return Err(error.into()),
         }
-        let fields: &'s [Header<'b>] = request.headers;
         let version = Version::from_minor(request.version).ok_or(HeadError::Version)?;
         let head = Self::understand(
             request.method.ok_or(HeadError::StartLine)?,
@@ -124,19 +124,19 @@ impl<'s, 'b> RequestHead<'s, 'b> {
         method: &'b str,
         target: &'b str,
         version: Version,
-        fields: &'s [Header<'b>],
+        fields: Fields<'s, 'b>,
     ) -> Result<Self, RequestError> {
         if !METHODS.contains(&method) {
             return Err(RequestError::Method);
         }
-        let framing = framing::of_request(version, fields)?;
-        let host = host(version, fields)?;
+        let framing = framing::of_request(version, &fields)?;
+        let host = host(version, &fields)?;
         let (authority, target) = resolve(method, target, host)?;
-        let connection = Connection::of(version, fields);
-        let expects_continue = expectation(version, fields)?;
-        let websocket_key = match upgrade(fields) {
+        let connection = Connection::of(version, &fields);
+        let expects_continue = expectation(version, &fields)?;
+        let websocket_key = match fields.values(Name::Upgrade).next() {
             Some(protocol) if connection.upgrade && version == Version::Http11 => {
-                websocket_key(method, protocol, framing, fields)?
+                websocket_key(method, protocol, framing, &fields)?
             }
             _ => None,
         };
@@ -181,8 +181,7 @@ impl<'s, 'b> RequestHead<'s, 'b> {
     /// The first field `name` as text; None when absent or not visible ASCII.
     #[must_use]
     pub fn field(&self, name: &str) -> Option<&'b str> {
-        let field = self.fields.iter().find(|field| field.name.eq_ignore_ascii_case(name))?;
-        std::str::from_utf8(field.value).ok()
+        std::str::from_utf8(self.fields.first(name)?).ok()
     }
 }
 
@@ -196,19 +195,17 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn of(version: Version, fields: &[Header<'_>]) -> Self {
+    pub(super) fn of(version: Version, fields: &Fields<'_, '_>) -> Self {
         let (mut close, mut keep_alive, mut upgrade, mut lists_fields) =
             (false, false, false, false);
-        for field in fields.iter().filter(|field| is(field.name.as_bytes(), "connection")) {
-            for option in list(field.value) {
-                if is(option, "keep-alive") {
-                    keep_alive = true;
-                } else if is(option, "upgrade") {
-                    upgrade = true;
-                } else {
-                    close |= is(option, "close");
-                    lists_fields = true;
-                }
+        for option in fields.values(Name::Connection).flat_map(list) {
+            if is(option, "keep-alive") {
+                keep_alive = true;
+            } else if is(option, "upgrade") {
+                upgrade = true;
+            } else {
+                close |= is(option, "close");
+                lists_fields = true;
             }
         }
         let keep_alive = match version {
@@ -223,13 +220,13 @@ fn blanks_in_start_line(head: &[u8]) -> usize {
     head.iter().take_while(|&&byte| byte != b'\r').filter(|&&byte| byte == b' ').count()
 }
 
-fn host<'b>(version: Version, fields: &[Header<'b>]) -> Result<Option<&'b str>, RequestError> {
-    let mut hosts = fields.iter().filter(|field| is(field.name.as_bytes(), "host"));
+fn host<'b>(version: Version, fields: &Fields<'_, 'b>) -> Result<Option<&'b str>, RequestError> {
+    let mut hosts = fields.values(Name::Host);
     let first = hosts.next();
     let count = usize::from(first.is_some()) + hosts.count();
     match first {
-        Some(field) if count == 1 => {
-            let host = std::str::from_utf8(field.value).map_err(|_| RequestError::Host)?;
+        Some(host) if count == 1 => {
+            let host = std::str::from_utf8(host).map_err(|_| RequestError::Host)?;
             split_authority(host).ok_or(RequestError::Host)?;
             Ok(Some(host))
         }
@@ -290,10 +287,10 @@ fn resolve<'b>(
     Ok((authority, Target::parse(path)?))
 }
 
-fn expectation(version: Version, fields: &[Header<'_>]) -> Result<bool, RequestError> {
+fn expectation(version: Version, fields: &Fields<'_, '_>) -> Result<bool, RequestError> {
     let mut expects = false;
-    for field in fields.iter().filter(|field| field.name.eq_ignore_ascii_case("expect")) {
-        if !field.value.eq_ignore_ascii_case(b"100-continue") {
+    for value in fields.values(Name::Expect) {
+        if !value.eq_ignore_ascii_case(b"100-continue") {
             return Err(RequestError::Expectation);
         }
         expects = true;
@@ -302,29 +299,22 @@ fn expectation(version: Version, fields: &[Header<'_>]) -> Result<bool, RequestE
     Ok(expects && version == Version::Http11)
 }
 
-fn upgrade<'b>(fields: &[Header<'b>]) -> Option<&'b [u8]> {
-    fields.iter().find(|field| field.name.eq_ignore_ascii_case("upgrade")).map(|field| field.value)
-}
-
 /// RFC 6455 §4.2.1. Other protocols than WebSocket are not offered, so their Upgrade is ignored (RFC 9110 §7.8).
 fn websocket_key<'b>(
     method: &str,
     protocol: &[u8],
     framing: Framing,
-    fields: &[Header<'b>],
+    fields: &Fields<'_, 'b>,
 ) -> Result<Option<&'b str>, RequestError> {
     if !list(protocol).any(|name| name.eq_ignore_ascii_case(b"websocket")) {
         return Ok(None);
     }
-    let values = |name: &'static str| {
-        fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name))
-    };
-    let mut keys = values("sec-websocket-key");
-    let key = keys.next().and_then(|field| std::str::from_utf8(field.value).ok());
+    let mut keys = fields.values(Name::WebSocketKey);
+    let key = keys.next().and_then(|key| std::str::from_utf8(key).ok());
     let is_alone = keys.next().is_none()
-        && values("upgrade").count() == 1
+        && fields.values(Name::Upgrade).count() == 1
         && protocol.eq_ignore_ascii_case(b"websocket")
-        && values("sec-websocket-version").count() == 1;
+        && fields.values(Name::WebSocketVersion).count() == 1;
     match key {
         Some(key)
             if is_alone

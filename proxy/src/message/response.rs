@@ -1,10 +1,10 @@
 //! Heads of responses.
 
-use httparse::Header;
 use thiserror::Error;
 
-use super::fields::{self, HeadError, Slots, list};
+use super::fields::{self, Fields, HeadError, Slots, list};
 use super::framing::{self, Framing, FramingError};
+use super::name::Name;
 use super::request::Connection;
 use super::{HeadLimits, Parsed, Version};
 
@@ -41,7 +41,7 @@ pub struct ResponseHead<'s, 'b> {
     /// A Connection field may name other fields.
     pub lists_fields: bool,
     /// All fields, as they came.
-    pub fields: &'s [Header<'b>],
+    pub fields: Fields<'s, 'b>,
 }
 
 impl<'s, 'b> ResponseHead<'s, 'b> {
@@ -60,32 +60,29 @@ impl<'s, 'b> ResponseHead<'s, 'b> {
         let Some(len) = fields::head_len(bytes, limits.bytes)? else {
             return Ok(Parsed::Partial);
         };
+        let bytes = &bytes[..len];
         let mut response = httparse::Response::new(&mut []);
-        let config = httparse::ParserConfig::default();
-        match config.parse_response_with_uninit_headers(
+        let verdict = httparse::ParserConfig::default().parse_response_with_uninit_headers(
             &mut response,
-            &bytes[..len],
-            &mut slots[..limits.fields],
-        ) {
-            Ok(httparse::Status::Complete(_)) => {}
-            Ok(httparse::Status::Partial) => return Err(HeadError::StartLine.into()),
-            Err(error) => return Err(fields::from_httparse(error, limits.fields).into()),
-        }
-        let fields: &'s [Header<'b>] = response.headers;
+            bytes,
+            &mut slots.headers[..limits.fields],
+        );
+        let fields = Fields::new(bytes, response.headers, &mut slots.marks);
+        fields::check(verdict, &fields, limits.fields)?;
         let version = Version::from_minor(response.version).ok_or(HeadError::Version)?;
         let status = response.code.ok_or(HeadError::StartLine)?;
         if !(100..600).contains(&status) {
             return Err(ResponseError::Status(status));
         }
-        let connection = Connection::of(version, fields);
+        let connection = Connection::of(version, &fields);
         if status == 101 {
             let accept =
                 websocket_key.map(|key| tungstenite::handshake::derive_accept_key(key.as_bytes()));
-            if !connection.upgrade || !is_accepted(fields, accept.as_deref()) {
+            if !connection.upgrade || !is_accepted(&fields, accept.as_deref()) {
                 return Err(ResponseError::Upgrade);
             }
         }
-        let declared = framing::declared(version, fields)?;
+        let declared = framing::declared(version, &fields)?;
         let framing = framing::of_response(declared, status, to_head);
         let head = Self {
             status,
@@ -108,14 +105,14 @@ impl<'s, 'b> ResponseHead<'s, 'b> {
     }
 }
 
-fn is_accepted(fields: &[Header<'_>], accept: Option<&str>) -> bool {
-    let only = |name: &str| {
-        let mut values = fields.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
-        values.next().filter(|_| values.next().is_none()).map(|field| field.value)
+fn is_accepted(fields: &Fields<'_, '_>, accept: Option<&str>) -> bool {
+    let only = |name| {
+        let mut values = fields.values(name);
+        values.next().filter(|_| values.next().is_none())
     };
-    let upgrade = only("upgrade")
+    let upgrade = only(Name::Upgrade)
         .is_some_and(|value| list(value).count() == 1 && value.eq_ignore_ascii_case(b"websocket"));
-    upgrade && accept.is_some() && only("sec-websocket-accept") == accept.map(str::as_bytes)
+    upgrade && accept.is_some() && only(Name::WebSocketAccept) == accept.map(str::as_bytes)
 }
 
 #[cfg(test)]

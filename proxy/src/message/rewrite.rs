@@ -2,12 +2,14 @@
 
 use std::io::Write as _;
 use std::net::IpAddr;
+use std::ops::Range;
 
 use httparse::Header;
 
 use super::Version;
-use super::fields::{self, Role, list, starts_with_ignore_case};
+use super::fields::{Fields, list, starts_with_ignore_case};
 use super::framing::Framing;
+use super::name::{Name, Role};
 use super::request::RequestHead;
 use super::response::ResponseHead;
 use super::target::{is_under, write_mapped};
@@ -58,28 +60,28 @@ pub fn write_request(
     out.push(b' ');
     write_mapped(request.target.path, mapping.public, mapping.upstream, out);
     out.extend_from_slice(request.target.query.as_bytes());
-    out.extend_from_slice(b" HTTP/1.1\r\n");
-    write_field(out, "Host", request.authority.as_bytes());
-    for field in request.fields {
-        let forwards = match fields::role(field.name) {
+    out.extend_from_slice(b" HTTP/1.1\r\nHost: ");
+    out.extend_from_slice(request.authority.as_bytes());
+    out.extend_from_slice(b"\r\n");
+    let mut lines = Lines::new(&request.fields, out);
+    for (name, field, line) in request.fields.lines() {
+        let forwards = match name.role() {
             Role::HopByHop | Role::Identity => false,
             // Handshake fields without a valid handshake would let the application see an upgrade that we do not.
-            Role::Protected => {
-                request.websocket_key.is_some()
-                    || !starts_with_ignore_case(field.name, "sec-websocket-")
-            }
-            Role::EndToEnd => !(request.lists_fields && is_listed(request.fields, field.name)),
+            Role::Protected => request.websocket_key.is_some() || !name.is_of_websocket(),
+            Role::EndToEnd => !(request.lists_fields && is_listed(&request.fields, field.name)),
         };
-        if request.method == "OPTIONS" && field.name.eq_ignore_ascii_case("max-forwards") {
+        if name == Name::MaxForwards && request.method == "OPTIONS" {
             // RFC 9110 §7.6.2: one less for each hop. What is no number limits nothing.
             let left = std::str::from_utf8(field.value).ok().and_then(|left| left.parse().ok());
             if let Some(left) = left.and_then(|left: u64| left.checked_sub(1)) {
-                write_number_field(out, "Max-Forwards", left);
+                write_number_field(lines.flush(), "Max-Forwards", left);
             }
         } else if forwards && !is_edited(edits, field.name) {
-            write_field(out, field.name, field.value);
+            lines.add(field, line);
         }
     }
+    lines.flush();
     write_identity(request, identity, out);
     for (name, value) in &edits.set {
         write_field(out, name, value.as_bytes());
@@ -97,34 +99,34 @@ pub fn write_request(
 fn write_identity(request: &RequestHead<'_, '_>, identity: Identity, out: &mut Vec<u8>) {
     out.extend_from_slice(b"X-Forwarded-For: ");
     if identity.peer_is_trusted {
-        for address in believed_addresses(request.fields) {
+        for address in believed_addresses(&request.fields) {
             write_address(out, address);
             out.extend_from_slice(b", ");
         }
     }
     write_address(out, identity.peer);
-    out.extend_from_slice(b"\r\n");
-    write_field(out, "X-Forwarded-Proto", identity.scheme().as_bytes());
+    out.extend_from_slice(b"\r\nX-Forwarded-Proto: ");
+    out.extend_from_slice(identity.scheme().as_bytes());
     if !request.authority.is_empty() {
-        write_field(out, "X-Forwarded-Host", request.authority.as_bytes());
+        out.extend_from_slice(b"\r\nX-Forwarded-Host: ");
+        out.extend_from_slice(request.authority.as_bytes());
     }
-    write_number_field(out, "X-Forwarded-Port", identity.port);
-    start_field(out, "Via");
+    out.extend_from_slice(b"\r\nX-Forwarded-Port: ");
+    write_number(out, identity.port);
     out.extend_from_slice(match request.version {
-        Version::Http10 => b"1.0 ",
-        Version::Http11 => b"1.1 ",
+        Version::Http10 => b"\r\nVia: 1.0 ",
+        Version::Http11 => b"\r\nVia: 1.1 ",
     });
-    out.extend_from_slice(&identity.pseudonym.name());
+    out.extend_from_slice(identity.pseudonym.name());
     out.extend_from_slice(b"\r\n");
 }
 
 /// The addresses that a trusted proxy reports, nearest last. The list is read from its right end, where it is most
 /// trustworthy, and cut at the first element that is not an address.
-fn believed_addresses(fields: &[Header<'_>]) -> Vec<IpAddr> {
+fn believed_addresses(fields: &Fields<'_, '_>) -> Vec<IpAddr> {
     let mut addresses = Vec::new();
-    let is_forwarded = |field: &&Header<'_>| field.name.eq_ignore_ascii_case("x-forwarded-for");
-    'fields: for field in fields.iter().filter(is_forwarded).rev() {
-        let elements: Vec<&[u8]> = list(field.value).collect();
+    'fields: for value in fields.values(Name::ForwardedFor).rev() {
+        let elements: Vec<&[u8]> = list(value).collect();
         for element in elements.into_iter().rev() {
             let address = std::str::from_utf8(element).ok().and_then(|text| text.parse().ok());
             match address {
@@ -158,18 +160,6 @@ pub struct ResponseContext<'a> {
     pub edits: &'a HeaderEdits,
 }
 
-/// Of the names that go no further in a request, those that go no further in a response either.
-const HOP_BY_HOP_IN_RESPONSES: [&str; 8] = [
-    "connection",
-    "content-length",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
-
 /// Appends the head of `response` as it goes to the client.
 pub fn write_response(
     response: &ResponseHead<'_, '_>,
@@ -182,32 +172,34 @@ pub fn write_response(
     out.extend_from_slice(response.reason.as_bytes());
     out.extend_from_slice(b"\r\n");
     let hsts_is_ours = context.hsts.is_some();
-    for field in response.fields {
-        let name = field.name;
-        let is_dropped = match fields::role(name) {
-            Role::HopByHop => {
-                HOP_BY_HOP_IN_RESPONSES.iter().any(|own| name.eq_ignore_ascii_case(own))
-            }
-            Role::EndToEnd => response.lists_fields && is_listed(response.fields, name),
-            Role::Identity | Role::Protected => false,
-        };
-        let is_replaced = is_edited(context.edits, name)
-            || hsts_is_ours && name.eq_ignore_ascii_case("strict-transport-security");
+    let mut lines = Lines::new(&response.fields, out);
+    for (name, field, line) in response.fields.lines() {
+        let is_dropped = name.is_hop_by_hop_in_response()
+            || response.lists_fields
+                && name.role() == Role::EndToEnd
+                && is_listed(&response.fields, field.name);
+        let is_replaced = is_edited(context.edits, field.name)
+            || hsts_is_ours && name == Name::StrictTransportSecurity;
         if is_dropped || is_replaced {
             continue;
         }
-        if name.eq_ignore_ascii_case("location") || name.eq_ignore_ascii_case("content-location") {
-            start_field(out, name);
-            write_public_url(field.value, context, out);
-            out.extend_from_slice(b"\r\n");
-        } else if name.eq_ignore_ascii_case("set-cookie") {
-            start_field(out, name);
-            write_public_cookie(field.value, context, out);
-            out.extend_from_slice(b"\r\n");
-        } else {
-            write_field(out, name, field.value);
+        match name {
+            Name::Location | Name::ContentLocation => {
+                let out = lines.flush();
+                start_field(out, field.name);
+                write_public_url(field.value, context, out);
+                out.extend_from_slice(b"\r\n");
+            }
+            Name::SetCookie => {
+                let out = lines.flush();
+                start_field(out, field.name);
+                write_public_cookie(field.value, context, out);
+                out.extend_from_slice(b"\r\n");
+            }
+            _ => lines.add(field, line),
         }
     }
+    lines.flush();
     for (name, value) in &context.edits.set {
         write_field(out, name, value.as_bytes());
     }
@@ -323,16 +315,45 @@ fn write_public_cookie(cookie: &[u8], context: &ResponseContext<'_>, out: &mut V
 }
 
 /// Whether a Connection field names `name` (RFC 9110 §7.6.1).
-fn is_listed(fields: &[Header<'_>], name: &str) -> bool {
-    fields
-        .iter()
-        .filter(|field| field.name.eq_ignore_ascii_case("connection"))
-        .any(|field| list(field.value).any(|option| option.eq_ignore_ascii_case(name.as_bytes())))
+fn is_listed(fields: &Fields<'_, '_>, name: &str) -> bool {
+    let mut options = fields.values(Name::Connection).flat_map(list);
+    options.any(|option| option.eq_ignore_ascii_case(name.as_bytes()))
 }
 
 fn is_edited(edits: &HeaderEdits, name: &str) -> bool {
     edits.remove.iter().any(|removed| removed.eq_ignore_ascii_case(name))
         || edits.set.iter().any(|(set, _)| set.eq_ignore_ascii_case(name))
+}
+
+/// Fields that go on as they are. Lines that follow one another, and are written as we write them, are copied together.
+struct Lines<'a, 'b> {
+    head: &'b [u8],
+    /// Of the head: what is still to be copied.
+    run: Range<usize>,
+    out: &'a mut Vec<u8>,
+}
+
+impl<'a, 'b> Lines<'a, 'b> {
+    fn new(fields: &Fields<'_, 'b>, out: &'a mut Vec<u8>) -> Self {
+        Self { head: fields.head(), run: 0..0, out }
+    }
+
+    fn add(&mut self, field: &Header<'_>, line: Option<Range<usize>>) {
+        match line {
+            Some(line) if line.start == self.run.end => self.run.end = line.end,
+            Some(line) => {
+                self.flush();
+                self.run = line;
+            }
+            None => write_field(self.flush(), field.name, field.value),
+        }
+    }
+
+    /// Copies what is left, so that anything else can be written behind it.
+    fn flush(&mut self) -> &mut Vec<u8> {
+        self.out.extend_from_slice(&self.head[std::mem::take(&mut self.run)]);
+        self.out
+    }
 }
 
 fn start_field(out: &mut Vec<u8>, name: &str) {
@@ -360,11 +381,17 @@ fn write_number(out: &mut Vec<u8>, number: impl itoa::Integer) {
 fn write_address(out: &mut Vec<u8>, address: IpAddr) {
     match address {
         IpAddr::V4(address) => {
-            let [first, rest @ ..] = address.octets();
-            write_number(out, first);
-            for octet in rest {
-                out.push(b'.');
-                write_number(out, octet);
+            for (index, octet) in address.octets().into_iter().enumerate() {
+                if index > 0 {
+                    out.push(b'.');
+                }
+                if octet >= 100 {
+                    out.push(b'0' + octet / 100);
+                }
+                if octet >= 10 {
+                    out.push(b'0' + octet / 10 % 10);
+                }
+                out.push(b'0' + octet % 10);
             }
         }
         // Which zeros are left out is for the standard library to know (RFC 5952).
@@ -382,7 +409,7 @@ pub(super) fn append(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{HeadLimits, Parsed};
+    use super::super::{HeadLimits, Parsed, fields};
     use super::*;
 
     const LIMITS: HeadLimits = HeadLimits { bytes: 65536, fields: 100 };
@@ -394,7 +421,7 @@ mod tests {
             peer_is_trusted: trusted,
             https: true,
             port: 443,
-            pseudonym: Pseudonym(7),
+            pseudonym: Pseudonym::new(7),
         }
     }
 
@@ -433,6 +460,16 @@ mod tests {
     }
 
     #[test]
+    fn addresses_are_written_as_the_standard_library_does() {
+        for text in ["0.0.0.0", "9.10.99.100", "101.109.110.199", "200.209.250.255", "2001:db8::1"]
+        {
+            let mut out = Vec::new();
+            write_address(&mut out, text.parse().unwrap());
+            assert_eq!(String::from_utf8(out).unwrap(), text);
+        }
+    }
+
+    #[test]
     fn each_hop_takes_one_from_max_forwards_of_options_only() {
         let with = |method: &str, left: &str| {
             let bytes = format!("{method} / HTTP/1.1\r\nHost: h\r\nMax-Forwards: {left}\r\n\r\n");
@@ -468,6 +505,20 @@ mod tests {
         let stray = format!("GET / HTTP/1.1\r\nHost: h\r\n{handshake}");
         let out = request(&stray, SAME, false, &HeaderEdits::default());
         assert_eq!(out, format!("GET / HTTP/1.1\r\nHost: h\r\n{OURS}\r\n"));
+    }
+
+    #[test]
+    fn fields_go_on_as_they_came_however_they_are_written() {
+        let bytes = "GET / HTTP/1.1\r\nA: 1\r\nB: 2\r\nHost: h\r\nC:3\r\nD: 4\r\nE:\t5 \r\nF: \r\nG:\r\nI: 6 \t\r\n\
+                     J:  7\r\nk: 8\r\nx-old: 1\r\nL: : \r\n\r\n";
+        let edits = HeaderEdits { remove: vec!["x-old".into()], set: Vec::new() };
+        assert_eq!(
+            request(bytes, SAME, false, &edits),
+            format!(
+                "GET / HTTP/1.1\r\nHost: h\r\nA: 1\r\nB: 2\r\nC: 3\r\nD: 4\r\nE: 5\r\nF: \r\nG: \r\nI: 6\r\n\
+                 J: 7\r\nk: 8\r\nL: :\r\n{OURS}\r\n"
+            )
+        );
     }
 
     fn response(bytes: &str, mapping: Mapping<'_>, framing: Framing, close: bool) -> String {
@@ -559,6 +610,25 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn each_field_is_written_as_if_it_were_alone(
+            fields in proptest::collection::vec(("[A-Za-z-]{1,12}", "[ \t]{0,2}[ -~]{0,20}[ \t]{0,2}"), 0..12),
+        ) {
+            let head: String = fields.iter().map(|(name, value)| format!("{name}:{value}\r\n")).collect();
+            let bytes = format!("HTTP/1.1 200 OK\r\n{head}\r\n");
+            let mut slots = fields::slots();
+            let parsed = ResponseHead::parse(bytes.as_bytes(), &mut slots, LIMITS, false, None);
+            let Ok(Parsed::Complete(head, _)) = parsed else { return Ok(()) };
+            let (mut together, mut alone) = (Vec::new(), Vec::new());
+            let mut lines = Lines::new(&head.fields, &mut together);
+            for (_, field, line) in head.fields.lines() {
+                lines.add(field, line);
+                write_field(&mut alone, field.name, field.value);
+            }
+            lines.flush();
+            prop_assert_eq!(together, alone);
+        }
+
         #[test]
         fn what_is_written_parses_to_the_same_request(
             method in prop_oneof![Just("GET"), Just("POST"), Just("DELETE")],

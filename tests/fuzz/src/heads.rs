@@ -1,6 +1,7 @@
 use tlsplice::config::HeaderEdits;
-use tlsplice::message::fields::{self, Role};
+use tlsplice::message::fields;
 use tlsplice::message::framing::Framing;
+use tlsplice::message::name::{Name, Role};
 use tlsplice::message::request::{RequestError, RequestHead};
 use tlsplice::message::response::{ResponseError, ResponseHead};
 use tlsplice::message::rewrite::{self, Identity, Mapping, ResponseContext};
@@ -215,7 +216,7 @@ fn rewrite_request(choices: u8, bytes: &[u8]) {
         peer_is_trusted: choices & 1 == 1,
         https: choices & 2 == 2,
         port: 443,
-        pseudonym: Pseudonym(7),
+        pseudonym: Pseudonym::new(7),
     };
     let desk = Mapping { public: "/desk/", upstream: "/guacamole/" };
     let is_desk = head.target.agrees_on(desk.public)
@@ -255,7 +256,7 @@ fn rewrite_request(choices: u8, bytes: &[u8]) {
         let is_ours =
             ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port"]
                 .contains(&name.as_str());
-        match fields::role(name) {
+        match Name::of(name).role() {
             Role::Identity => assert!(is_ours && reading.values(name).len() == 1, "{text}"),
             Role::HopByHop => match name.as_str() {
                 "host" | "content-length" | "transfer-encoding" => {}
@@ -267,10 +268,8 @@ fn rewrite_request(choices: u8, bytes: &[u8]) {
             Role::Protected | Role::EndToEnd => {}
         }
     }
-    let again = reading.fields.iter().filter(|(name, _)| name == "via");
-    let vias: Vec<httparse::Header<'_>> =
-        again.map(|(name, value)| httparse::Header { name, value }).collect();
-    assert!(via::names(&vias, identity.pseudonym), "we would know it again: {text}");
+    let vias = reading.values("via");
+    assert!(via::names(vias, identity.pseudonym), "we would know it again: {text}");
     let told = reading.values("x-forwarded-for");
     let is_true = if identity.peer_is_trusted {
         told[0].ends_with(PEER.as_bytes())
