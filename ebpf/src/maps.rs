@@ -1,5 +1,7 @@
 //! The maps. Sizes are set by the gateway when it loads them; a full map costs measurements, never a connection.
 
+use core::ptr::{addr_of, read_volatile};
+
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
 use tlsplice_ebpf_common::{Conn, Histogram, Link, Pending, STATS, Stat};
@@ -11,18 +13,42 @@ const ENTRIES: u32 = 16_384;
 #[map]
 pub static CONNS: HashMap<u64, Conn> = HashMap::with_max_entries(ENTRIES, 0);
 
-/// Sockets to be observed, by cookie. Written by the gateway.
+/// `BPF_F_MMAPABLE` of linux/bpf.h (5.5). Nobody maps these maps: with it their values begin with a page, so that none lies
+/// across more lines of the cache than it must.
+const ON_PAGES: u32 = 1 << 10;
+
+/// Entries of `LINKS` less one; a power of two less one. Set by the gateway.
+#[unsafe(no_mangle)]
+static LINKS_MASK: u32 = 0;
+
+/// Sockets to be observed, by cookie & `LINKS_MASK`. Written by the gateway. An array, since it is asked for all payload: a
+/// look-up costs a few instructions and no line of the cache beside that of the entry.
+#[map]
+pub static LINKS: Array<Link> = Array::with_max_entries(ENTRIES, ON_PAGES);
+
+/// Those whose entry in `LINKS` is another socket's, by cookie. Written by the gateway.
 #[map]
 pub static SOCKS: HashMap<u64, Link> = HashMap::with_max_entries(ENTRIES, 0);
 
-/// What waits, by `index`. Written by the gateway, which also clears what it consumes itself. An array, since it is asked
-/// for all payload of linked sockets: a look-up costs a few instructions and no line of the cache beside that of the entry.
+/// What waits, by `index`. Written by the gateway, which also clears what it consumes itself.
 #[map]
-pub static PEND: Array<Pending> = Array::with_max_entries(ENTRIES, 0);
+pub static PEND: Array<Pending> = Array::with_max_entries(ENTRIES, ON_PAGES);
 
-/// Delays, by `index`. Written by the gateway. An array for the same reason, though it takes its memory when it is made.
+/// Delays, by `index`. Written by the gateway. An array, too, though it takes its memory when it is made.
 #[map]
-pub static HIST: Array<Histogram> = Array::with_max_entries(ENTRIES, 0);
+pub static HIST: Array<Histogram> = Array::with_max_entries(ENTRIES, ON_PAGES);
+
+/// What the socket with this cookie carries; None for most sockets of the machine.
+#[inline(always)]
+pub fn link(cookie: u64) -> Option<*mut Link> {
+    // SAFETY: it is a constant, which the loader has set; read as if it might change, so that the compiler does not take it for
+    // what it is here.
+    let mask = unsafe { read_volatile(addr_of!(LINKS_MASK)) };
+    let own = LINKS.get_ptr_mut(cookie as u32 & mask);
+    // SAFETY: the array keeps its values.
+    let own = own.filter(|link| unsafe { (**link).cookie } == cookie);
+    own.or_else(|| SOCKS.get_ptr_mut(&cookie))
+}
 
 /// Counters, by `Stat`.
 #[map]

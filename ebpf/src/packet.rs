@@ -11,7 +11,7 @@ use tlsplice_ebpf_common::{
     BUCKETS, Direction, Histogram, Link, Pending, Role, Stat, bucket, index,
 };
 
-use crate::maps::{HIST, PEND, SOCKS, count};
+use crate::maps::{self, HIST, PEND, count};
 
 /// Protocol number of TCP.
 const TCP: u8 = 6;
@@ -30,8 +30,8 @@ pub fn arrived(ctx: &SkBuffContext) {
     // SAFETY: the memory is the map's until the program has ended. When the link is deleted meanwhile it may be that of
     // another socket, and what is noted in it may cost that a figure.
     let (client, place, role, received, has_received) = unsafe {
-        let (received, has_received) = ((*link).received as u32, (*link).has_received);
-        ((*link).client, (*link).place as u32, (*link).role, received, has_received)
+        let (received, has_received) = ((*link).received, (*link).has_received);
+        ((*link).client, (*link).place, (*link).role, received, has_received)
     };
     // What the network delivers twice was passed on, or waits, already.
     if has_received != 0 && !is_ahead(end, received) {
@@ -39,10 +39,10 @@ pub fn arrived(ctx: &SkBuffContext) {
     }
     // SAFETY: as above.
     unsafe {
-        (*link).received = end as u64;
+        (*link).received = end;
         (*link).has_received = 1;
     }
-    let direction = if role == Role::Client as u64 { Direction::Up } else { Direction::Down };
+    let direction = if role == Role::Client as u32 { Direction::Up } else { Direction::Down };
     let index = index(place, direction);
     let Some(pending) = pending(index, client) else { return };
     // SAFETY: the array keeps its values.
@@ -63,10 +63,10 @@ pub fn leaves(ctx: &SkBuffContext) {
     // SAFETY: the memory is the map's until the program has ended. When the link is deleted meanwhile it may be that of
     // another socket, and what is noted in it may cost that a figure.
     let (client, place, role, sent, has_sent) = unsafe {
-        let (sent, has_sent) = ((*link).sent as u32, (*link).has_sent);
-        ((*link).client, (*link).place as u32, (*link).role, sent, has_sent)
+        let (sent, has_sent) = ((*link).sent, (*link).has_sent);
+        ((*link).client, (*link).place, (*link).role, sent, has_sent)
     };
-    if role == Role::Client as u64 {
+    if role == Role::Client as u32 {
         observe(ctx, link);
     }
     if has_sent != 0 && !is_ahead(end, sent) {
@@ -74,10 +74,10 @@ pub fn leaves(ctx: &SkBuffContext) {
     }
     // SAFETY: as above.
     unsafe {
-        (*link).sent = end as u64;
+        (*link).sent = end;
         (*link).has_sent = 1;
     }
-    let direction = if role == Role::Client as u64 { Direction::Down } else { Direction::Up };
+    let direction = if role == Role::Client as u32 { Direction::Down } else { Direction::Up };
     let index = index(place, direction);
     let Some(pending) = pending(index, client) else { return };
     // SAFETY: the array keeps its values.
@@ -118,8 +118,8 @@ fn observe(ctx: &SkBuffContext, link: *mut Link) {
     // SAFETY: the pointer is to a view of the same socket; of the link, as in `leaves`.
     unsafe {
         // The kernel keeps eight times the value.
-        (*link).srtt_us = (*tcp).srtt_us as u64 >> 3;
-        (*link).retransmits = (*tcp).total_retrans as u64;
+        (*link).srtt_us = (*tcp).srtt_us >> 3;
+        (*link).retransmits = (*tcp).total_retrans;
     }
 }
 
@@ -142,12 +142,11 @@ fn record(histogram: *mut Histogram, delay_ns: u64) {
     }
 }
 
-/// The link of the packet's socket; None for most sockets of the machine.
+/// The link of the packet's socket.
 #[inline(always)]
 fn link(ctx: &SkBuffContext) -> Option<*mut Link> {
     // SAFETY: the pointer is the context that the kernel gave.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) };
-    SOCKS.get_ptr_mut(&cookie)
+    maps::link(unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) })
 }
 
 /// The sequence number behind the payload, by the headers; None without payload. Packets begin with the header of IP here; its

@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sock_ops_cb_flags_
 use aya_ebpf::programs::SockOpsContext;
 use tlsplice_ebpf_common::{Conn, Stat};
 
-use crate::maps::{CONNS, SOCKS, count};
+use crate::maps::{CONNS, count, link};
 
 // include/uapi/linux/bpf.h
 const PASSIVE_ESTABLISHED_CB: u32 = 5;
@@ -83,7 +83,7 @@ fn established(ops: *mut bpf_sock_ops) {
 #[inline(always)]
 fn closed(ops: *mut bpf_sock_ops) {
     let cookie = cookie(ops);
-    if SOCKS.get_ptr(&cookie).is_none() {
+    if link(cookie).is_none() {
         let _absent_if_deleted_meanwhile = CONNS.remove(&cookie);
     }
 }

@@ -10,6 +10,7 @@ use crate::gateway::Gateway;
 /// The maps and programs of a gateway, seen through its descriptors.
 pub struct Kernel {
     conns: HashMap<MapData, u64, Conn>,
+    links: Array<MapData, Link>,
     socks: HashMap<MapData, u64, Link>,
     pending: Array<MapData, Pending>,
     histograms: Array<MapData, Histogram>,
@@ -34,9 +35,10 @@ impl Kernel {
             return None;
         }
         let maps = ids(process, "map_id:");
-        let (conns, socks) = (open(&maps, "CONNS"), open(&maps, "SOCKS"));
+        let conns = open(&maps, "CONNS");
+        let (links, socks) = (open(&maps, "LINKS"), open(&maps, "SOCKS"));
         let (pending, histograms) = (open(&maps, "PEND"), open(&maps, "HIST"));
-        Some(Self { conns, socks, pending, histograms, programs })
+        Some(Self { conns, links, socks, pending, histograms, programs })
     }
 
     /// The same of a gateway that must have something there.
@@ -53,7 +55,26 @@ impl Kernel {
     #[must_use]
     pub fn entries(&self) -> (usize, usize, usize) {
         let measured = self.places(Direction::Down).filter(|(_, pending)| pending.client != 0);
-        (self.conns.keys().count(), self.socks.keys().count(), measured.count())
+        (self.conns.keys().count(), self.links().count(), measured.count())
+    }
+
+    /// Whether the sockets with these cookies fall on the same entry of the map of links.
+    #[must_use]
+    pub fn shares(&self, cookie: u64, other: u64) -> bool {
+        (cookie ^ other) & u64::from(self.links.len() - 1) == 0
+    }
+
+    /// How many sockets are kept apart, since another one has their entry.
+    #[must_use]
+    pub fn kept_apart(&self) -> usize {
+        self.socks.keys().count()
+    }
+
+    /// What sockets carry.
+    fn links(&self) -> impl Iterator<Item = Link> {
+        let by_slot = self.links.iter().map(|link| link.expect("root may read the map"));
+        let by_cookie = self.socks.iter().flatten().map(|(_, link)| link);
+        by_slot.filter(|link| link.cookie != 0).chain(by_cookie)
     }
 
     /// Places of connections, with what waits there.
@@ -79,9 +100,9 @@ impl Kernel {
 
     /// How often segments were sent again to the client that made a connection from this port.
     #[must_use]
-    pub fn retransmits(&self, port: u16) -> Option<u64> {
+    pub fn retransmits(&self, port: u16) -> Option<u32> {
         let (client, _) = self.conn(port)?;
-        Some(self.socks.get(&client, 0).ok()?.retransmits)
+        Some(self.links().find(|link| link.cookie == client)?.retransmits)
     }
 
     /// Whether bytes that came this way wait in the gateway, whichever of its first connections they are of: others are not

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 use socket2::{Domain, SockFilter, SockRef, Socket, Type};
 use tlsplice_ebpf_common::{Conn, Direction, Histogram, bucket};
 use tlsplice_tests::admin::{metrics, value};
@@ -320,6 +321,64 @@ fn what_comes_on_the_connection_of_who_has_left_is_no_delay_of_who_took_the_plac
     let down = kernel.delays(port(&stream), Direction::Down).expect("it is measured");
     // The response would have come while what nobody asked for waits.
     assert_eq!((down.count, down.coalesced), (1, 0), "{down:?}");
+}
+
+/// A connection whose socket in the gateway falls on the same entry as the one with this cookie. The kernel numbers the sockets of
+/// a processor one after the other, so this thread stays on one.
+fn connect_beside(cookie: u64, kernel: &Kernel, gateway: &Gateway) -> TcpStream {
+    let mut processor = CpuSet::new();
+    processor.set(sched_getcpu());
+    sched_setaffinity(None, &processor).expect("a thread may stay where it is");
+    for _ in 0..50 {
+        let next_is_there = || {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+            kernel.shares(socket.cookie().expect("a cookie") + 1, cookie)
+        };
+        assert!((0..1_000_000).any(|_| next_is_there()), "no cookie comes round");
+        let stream = connect(gateway.plain());
+        let found = wait_for("the record", || kernel.conn(port(&stream)));
+        if kernel.shares(found.0, cookie) {
+            return stream;
+        }
+    }
+    panic!("another socket came between each time")
+}
+
+#[test]
+fn sockets_that_fall_on_the_same_entry_are_measured_each() {
+    let origin = Origin::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let config = Config::to(origin.address())
+        .with(&listener("127.0.0.1:0"))
+        .with("[telemetry]\nconnections = 100");
+    let gateway = Gateway::start(&config);
+    let kernel = Kernel::of_running(&gateway);
+    let mut first = connect(gateway.plain());
+    ask(&mut first, b"ok");
+    let (cookie, _) = wait_for("the record", || kernel.conn(port(&first)));
+    let mut second = connect_beside(cookie, &kernel, &gateway);
+    ask(&mut second, b"ok");
+    assert!(kernel.kept_apart() >= 1);
+    let delays = |stream: &TcpStream| {
+        let down = kernel.delays(port(stream), Direction::Down);
+        down.map(|delays| delays.count)
+    };
+    for _ in 0..3 {
+        ask(&mut first, b"ok");
+    }
+    assert_eq!(delays(&first), Some(4));
+    assert_eq!(delays(&second), Some(1));
+    let second_port = port(&second);
+    drop(second);
+    wait_for("its end", || kernel.conn(second_port).is_none().then_some(()));
+    // The entry of who has left may be anyone's, but not what the other one has.
+    let third = connect_beside(cookie, &kernel, &gateway);
+    ask(&mut first, b"ok");
+    assert_eq!(delays(&first), Some(5));
+    assert_eq!(kernel.retransmits(port(&first)), Some(0));
+    drop((first, third));
+    wait_for("the end of all", || (kernel.entries().2 == 0).then_some(()));
+    let line = gateway.wait_for_access(|line| line["flush_count"] == 5);
+    assert!(line["rtt_ms"].as_f64().is_some_and(|figure| figure > 0.0), "{line}");
 }
 
 /// A pause that must not be taken for a delay, and how many there are.

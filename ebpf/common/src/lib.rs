@@ -43,7 +43,7 @@ pub struct Conn {
 
 /// What a socket is to its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u64)]
+#[repr(u32)]
 pub enum Role {
     /// It is the client's.
     Client = 1,
@@ -51,28 +51,33 @@ pub enum Role {
     Upstream = 2,
 }
 
-/// Whose bytes a socket carries. Map `SOCKS`, by the cookie of the socket.
+/// Whose bytes a socket carries. Map `LINKS`, by the low bits of the socket's cookie; or, when another socket has that
+/// entry, map `SOCKS`, by the cookie. As long as a line of the cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Link {
+    /// The cookie of the socket; 0 when the entry is nobody's.
+    pub cookie: u64,
     /// Cookie of the client's socket.
     pub client: u64,
     /// The place of the client's connection: see [`index`].
-    pub place: u64,
+    pub place: u32,
     /// A [`Role`].
-    pub role: u64,
+    pub role: u32,
     /// Sequence number behind the last byte sent; above it is what was never sent before.
-    pub sent: u64,
+    pub sent: u32,
     /// Whether `sent` is known: 0 or 1.
-    pub has_sent: u64,
+    pub has_sent: u32,
     /// Sequence number behind the last byte received; what is below it came again.
-    pub received: u64,
+    pub received: u32,
     /// Whether `received` is known: 0 or 1.
-    pub has_received: u64,
+    pub has_received: u32,
     /// Of the client's: smoothed round-trip time in microseconds when payload was last sent; 0 before.
-    pub srtt_us: u64,
+    pub srtt_us: u32,
     /// Of the client's: segments sent again until then.
-    pub retransmits: u64,
+    pub retransmits: u32,
+    /// Not used.
+    pub rest: [u64; 2],
 }
 
 /// What waits in one direction of a connection. Map `PEND`, by [`index`].

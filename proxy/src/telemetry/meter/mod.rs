@@ -6,6 +6,7 @@
 mod cgroup;
 mod places;
 mod programs;
+mod slots;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -245,8 +246,8 @@ impl Meter {
         let Some(programs) = self.programs() else { return };
         let maps = &mut *programs.maps();
         let Some(place) = maps.places.of(client) else { return };
-        let linked = maps.socks.insert(upstream, new_link(client, place, Role::Upstream), 0);
-        if linked.is_err() {
+        let link = new_link(upstream, client, place, Role::Upstream);
+        if maps.links.insert(link).is_err() {
             self.unmeasured.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -254,7 +255,7 @@ impl Meter {
     /// The upstream's socket carries nothing any more that is to be measured.
     pub fn unlink(&self, upstream: u64) {
         if let Some(programs) = self.programs() {
-            drop(programs.maps().socks.remove(&upstream));
+            programs.maps().links.remove(upstream);
         }
     }
 
@@ -276,16 +277,16 @@ impl Meter {
         let place = maps.places.of(client)?;
         let down = maps.histograms.get(&index(place, Direction::Down), 0).ok()?;
         let up = maps.histograms.get(&index(place, Direction::Up), 0).ok()?;
-        let link = maps.socks.get(&client, 0).unwrap_or_default();
+        let link = maps.links.get(client);
         let srtt_us = match link.srtt_us {
             0 => maps.conns.get(&client, 0).map_or(0, |conn| conn.srtt_us),
-            known => known,
+            known => known.into(),
         };
         Some(Reading {
             down: Latency::from(&down),
             up: Latency::from(&up),
             srtt: (srtt_us > 0).then(|| Duration::from_micros(srtt_us)),
-            retransmits: link.retransmits,
+            retransmits: link.retransmits.into(),
         })
     }
 
@@ -318,8 +319,8 @@ fn warn(text: &str) {
     tracing::warn!("eBPF: {text}. For it {COST}");
 }
 
-fn new_link(client: u64, place: u32, role: Role) -> Link {
-    Link { client, place: place.into(), role: role as u64, ..Link::default() }
+fn new_link(cookie: u64, client: u64, place: u32, role: Role) -> Link {
+    Link { cookie, client, place, role: role as u32, ..Link::default() }
 }
 
 /// Why a connection is not measured.
@@ -338,12 +339,12 @@ fn begin(maps: &mut Maps, client: u64) -> Result<(), NotBegun> {
         maps.histograms.set(index, Histogram::EMPTY, 0)?;
         maps.pending.set(index, Pending { client, since: 0 }, 0)?;
     }
-    Ok(maps.socks.insert(client, new_link(client, place, Role::Client), 0)?)
+    Ok(maps.links.insert(new_link(client, client, place, Role::Client))?)
 }
 
 /// Entries may be missing: the kernel deletes those of connections that were never linked.
 fn forget(maps: &mut Maps, client: u64) {
-    drop(maps.socks.remove(&client));
+    maps.links.remove(client);
     if let Some(place) = maps.places.give_back(client) {
         for direction in [Direction::Down, Direction::Up] {
             drop(maps.pending.set(index(place, direction), Pending::default(), 0));

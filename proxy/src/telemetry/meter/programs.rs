@@ -13,6 +13,7 @@ use tlsplice_ebpf_common::{Conn, Histogram, Link, Pending};
 
 use super::cgroup::{Group, GroupError};
 use super::places::Places;
+use super::slots::Slots;
 
 /// The programs, built by `cargo xtask ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/tlsplice.bpf.o");
@@ -95,10 +96,44 @@ pub(super) struct Programs {
 pub(super) struct Maps {
     pub(super) places: Places,
     pub(super) conns: HashMap<MapData, u64, Conn>,
-    pub(super) socks: HashMap<MapData, u64, Link>,
+    pub(super) links: Links,
     pub(super) pending: Array<MapData, Pending>,
     pub(super) histograms: Array<MapData, Histogram>,
     pub(super) stats: Array<MapData, u64>,
+}
+
+/// Links of sockets: in an array by the low bits of the cookie, or by the whole cookie where another socket has that entry.
+pub(super) struct Links {
+    slots: Slots,
+    by_slot: Array<MapData, Link>,
+    by_cookie: HashMap<MapData, u64, Link>,
+}
+
+impl Links {
+    /// Writes the link of the socket that it names.
+    pub(super) fn insert(&mut self, link: Link) -> Result<(), MapError> {
+        match self.slots.take(link.cookie) {
+            Some(slot) => self.by_slot.set(slot, link, 0),
+            None => self.by_cookie.insert(link.cookie, link, 0),
+        }
+    }
+
+    /// That of this socket; what there is none of has never carried anything.
+    pub(super) fn get(&self, cookie: u64) -> Link {
+        let link = match self.slots.of(cookie) {
+            Some(slot) => self.by_slot.get(&slot, 0),
+            None => self.by_cookie.get(&cookie, 0),
+        };
+        link.unwrap_or_default()
+    }
+
+    /// Deletes it, where there is one.
+    pub(super) fn remove(&mut self, cookie: u64) {
+        match self.slots.give_back(cookie) {
+            Some(slot) => drop(self.by_slot.set(slot, Link::default(), 0)),
+            None => drop(self.by_cookie.remove(&cookie)),
+        }
+    }
 }
 
 impl std::fmt::Debug for Maps {
@@ -114,9 +149,13 @@ impl Programs {
         let directory = group.open()?;
         let capacity = connections.saturating_add(WAITING_MAX);
         let pairs = connections.saturating_mul(2);
+        let sockets = pairs.saturating_add(IDLE_MAX);
+        let slots = Slots::new(sockets);
         let mut programs = EbpfLoader::new()
+            .override_global("LINKS_MASK", &slots.mask(), true)
             .map_max_entries("CONNS", capacity)
-            .map_max_entries("SOCKS", pairs.saturating_add(IDLE_MAX))
+            .map_max_entries("LINKS", slots.count())
+            .map_max_entries("SOCKS", sockets)
             .map_max_entries("PEND", pairs)
             .map_max_entries("HIST", pairs)
             .load(OBJECT)
@@ -140,7 +179,11 @@ impl Programs {
         let maps = Maps {
             places: Places::new(connections),
             conns: map(&mut programs, "CONNS")?,
-            socks: map(&mut programs, "SOCKS")?,
+            links: Links {
+                slots,
+                by_slot: map(&mut programs, "LINKS")?,
+                by_cookie: map(&mut programs, "SOCKS")?,
+            },
             pending: map(&mut programs, "PEND")?,
             histograms: map(&mut programs, "HIST")?,
             stats: map(&mut programs, "STATS_MAP")?,
