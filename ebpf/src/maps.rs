@@ -4,7 +4,7 @@ use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
-use tlsplice_ebpf_common::{Conn, Histogram, Link, Pending, STATS, Stat};
+use tlsplice_ebpf_common::{Conn, Link, STATS, Stat, Waits};
 
 const ENTRIES: u32 = 16_384;
 
@@ -30,13 +30,9 @@ pub static LINKS: Array<Link> = Array::with_max_entries(ENTRIES, ON_PAGES);
 #[map]
 pub static SOCKS: HashMap<u64, Link> = HashMap::with_max_entries(ENTRIES, 0);
 
-/// What waits, by `index`. Written by the gateway, which also clears what it consumes itself.
+/// What waits, and delays, by `index`. Written by the gateway, which also clears what it consumes itself.
 #[map]
-pub static PEND: Array<Pending> = Array::with_max_entries(ENTRIES, ON_PAGES);
-
-/// Delays, by `index`. Written by the gateway. An array, too, though it takes its memory when it is made.
-#[map]
-pub static HIST: Array<Histogram> = Array::with_max_entries(ENTRIES, ON_PAGES);
+pub static WAITS: Array<Waits> = Array::with_max_entries(ENTRIES, ON_PAGES);
 
 /// What the socket with this cookie carries; None for most sockets of the machine.
 #[inline(always)]

@@ -7,11 +7,9 @@ use aya_ebpf::helpers::generated::{
     bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skb_load_bytes, bpf_tcp_sock,
 };
 use aya_ebpf::programs::SkBuffContext;
-use tlsplice_ebpf_common::{
-    BUCKETS, Direction, Histogram, Link, Pending, Role, Stat, bucket, index,
-};
+use tlsplice_ebpf_common::{BUCKETS, Direction, Link, Role, Stat, Waits, bucket, index};
 
-use crate::maps::{self, HIST, PEND, count};
+use crate::maps::{self, WAITS, count};
 
 /// Protocol number of TCP.
 const TCP: u8 = 6;
@@ -43,15 +41,14 @@ pub fn arrived(ctx: &SkBuffContext) {
         (*link).has_received = 1;
     }
     let direction = if role == Role::Client as u32 { Direction::Up } else { Direction::Down };
-    let index = index(place, direction);
-    let Some(pending) = pending(index, client) else { return };
+    let Some(waits) = waits(place, direction, client) else { return };
     // SAFETY: the array keeps its values.
-    if unsafe { (*pending).since } == 0 {
-        // SAFETY: as above.
-        unsafe { (*pending).since = bpf_ktime_get_ns() };
-    } else if let Some(histogram) = HIST.get_ptr_mut(index) {
-        // SAFETY: as above.
-        unsafe { (*histogram).coalesced = (*histogram).coalesced.wrapping_add(1) };
+    unsafe {
+        if (*waits).since == 0 {
+            (*waits).since = bpf_ktime_get_ns();
+        } else {
+            (*waits).coalesced = (*waits).coalesced.wrapping_add(1);
+        }
     }
 }
 
@@ -78,27 +75,26 @@ pub fn leaves(ctx: &SkBuffContext) {
         (*link).has_sent = 1;
     }
     let direction = if role == Role::Client as u32 { Direction::Down } else { Direction::Up };
-    let index = index(place, direction);
-    let Some(pending) = pending(index, client) else { return };
+    let Some(waits) = waits(place, direction, client) else { return };
     // SAFETY: the array keeps its values.
-    let start = unsafe { (*pending).since };
+    let start = unsafe { (*waits).since };
     if start == 0 {
         return;
     }
-    // SAFETY: as above.
-    unsafe { (*pending).since = 0 };
-    let Some(histogram) = HIST.get_ptr_mut(index) else { return };
-    // SAFETY: a helper without arguments.
-    let delay = unsafe { bpf_ktime_get_ns() }.wrapping_sub(start);
-    record(histogram, delay);
+    // SAFETY: as above; the helper has no arguments.
+    let delay = unsafe {
+        (*waits).since = 0;
+        bpf_ktime_get_ns().wrapping_sub(start)
+    };
+    record(waits, delay);
     count(Stat::Delays);
 }
 
 /// What waits at this place, if it is still the client's.
 #[inline(always)]
-fn pending(index: u32, client: u64) -> Option<*mut Pending> {
+fn waits(place: u32, direction: Direction, client: u64) -> Option<*mut Waits> {
     // SAFETY: the array keeps its values.
-    PEND.get_ptr_mut(index).filter(|pending| unsafe { (**pending).client } == client)
+    WAITS.get_ptr_mut(index(place, direction)).filter(|waits| unsafe { (**waits).client } == client)
 }
 
 /// Notes what the network does to the connection. The kernel has counted a segment that is sent again before it sends it
@@ -124,20 +120,20 @@ fn observe(ctx: &SkBuffContext, link: *mut Link) {
 }
 
 #[inline(always)]
-fn record(histogram: *mut Histogram, delay_ns: u64) {
+fn record(waits: *mut Waits, delay_ns: u64) {
     // SAFETY: the pointer is to a value that the map keeps until the program has ended; each access is to one of its
     // fields, and the index is within the array. The index goes through memory because the verifier would otherwise
     // reject, for a program without CAP_PERFMON, a pointer that is computed on several paths.
     unsafe {
         let bucket = bucket(delay_ns / 1000);
-        write_volatile(addr_of_mut!((*histogram).last_bucket), bucket);
-        let index = read_volatile(addr_of!((*histogram).last_bucket)) as usize & (BUCKETS - 1);
-        let counter = addr_of_mut!((*histogram).buckets[index]);
+        write_volatile(addr_of_mut!((*waits).last_bucket), bucket);
+        let index = read_volatile(addr_of!((*waits).last_bucket)) as usize & (BUCKETS - 1);
+        let counter = addr_of_mut!((*waits).buckets[index]);
         *counter = (*counter).wrapping_add(1);
-        (*histogram).count = (*histogram).count.wrapping_add(1);
-        (*histogram).sum_ns = (*histogram).sum_ns.wrapping_add(delay_ns);
-        if delay_ns > (*histogram).max_ns {
-            (*histogram).max_ns = delay_ns;
+        (*waits).count = (*waits).count.wrapping_add(1);
+        (*waits).sum_ns = (*waits).sum_ns.wrapping_add(delay_ns);
+        if delay_ns > (*waits).max_ns {
+            (*waits).max_ns = delay_ns;
         }
     }
 }

@@ -2,7 +2,7 @@ use std::{fmt, fs};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo};
 use aya::programs::loaded_programs;
-use tlsplice_ebpf_common::{Conn, Direction, Histogram, Link, Pending, index};
+use tlsplice_ebpf_common::{Conn, Direction, Link, Waits, index};
 
 use crate::client::Client;
 use crate::gateway::Gateway;
@@ -12,8 +12,7 @@ pub struct Kernel {
     conns: HashMap<MapData, u64, Conn>,
     links: Array<MapData, Link>,
     socks: HashMap<MapData, u64, Link>,
-    pending: Array<MapData, Pending>,
-    histograms: Array<MapData, Histogram>,
+    waits: Array<MapData, Waits>,
     programs: Vec<u32>,
 }
 
@@ -37,8 +36,8 @@ impl Kernel {
         let maps = ids(process, "map_id:");
         let conns = open(&maps, "CONNS");
         let (links, socks) = (open(&maps, "LINKS"), open(&maps, "SOCKS"));
-        let (pending, histograms) = (open(&maps, "PEND"), open(&maps, "HIST"));
-        Some(Self { conns, links, socks, pending, histograms, programs })
+        let waits = open(&maps, "WAITS");
+        Some(Self { conns, links, socks, waits, programs })
     }
 
     /// The same of a gateway that must have something there.
@@ -54,7 +53,7 @@ impl Kernel {
     /// Entries of the maps of connections and of sockets, and how many connections are measured.
     #[must_use]
     pub fn entries(&self) -> (usize, usize, usize) {
-        let measured = self.places(Direction::Down).filter(|(_, pending)| pending.client != 0);
+        let measured = self.places(Direction::Down).filter(|waits| waits.client != 0);
         (self.conns.keys().count(), self.links().count(), measured.count())
     }
 
@@ -77,11 +76,10 @@ impl Kernel {
         by_slot.filter(|link| link.cookie != 0).chain(by_cookie)
     }
 
-    /// Places of connections, with what waits there.
-    fn places(&self, direction: Direction) -> impl Iterator<Item = (u32, Pending)> {
-        (0..self.pending.len() / 2).map(move |place| {
-            (place, self.pending.get(&index(place, direction), 0).expect("root may read the map"))
-        })
+    /// One direction of every place for a connection.
+    fn places(&self, direction: Direction) -> impl Iterator<Item = Waits> {
+        let place = move |place| self.waits.get(&index(place, direction), 0);
+        (0..self.waits.len() / 2).map(move |number| place(number).expect("root may read the map"))
     }
 
     /// The record of the connection that a client made from this port, and its key.
@@ -92,10 +90,9 @@ impl Kernel {
 
     /// Delays of the connection that a client made from this port.
     #[must_use]
-    pub fn delays(&self, port: u16, direction: Direction) -> Option<Histogram> {
+    pub fn delays(&self, port: u16, direction: Direction) -> Option<Waits> {
         let (client, _) = self.conn(port)?;
-        let (place, _) = self.places(direction).find(|(_, pending)| pending.client == client)?;
-        self.histograms.get(&index(place, direction), 0).ok()
+        self.places(direction).find(|waits| waits.client == client)
     }
 
     /// How often segments were sent again to the client that made a connection from this port.
@@ -109,7 +106,7 @@ impl Kernel {
     /// looked at, so that it takes microseconds.
     #[must_use]
     pub fn is_waiting(&self, direction: Direction) -> bool {
-        self.places(direction).take(8).any(|(_, pending)| pending.since != 0)
+        self.places(direction).take(8).any(|waits| waits.since != 0)
     }
 
     /// Changes the record of the connection that a client made from this port.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 use socket2::{Domain, SockFilter, SockRef, Socket, Type};
-use tlsplice_ebpf_common::{Conn, Direction, Histogram, bucket};
+use tlsplice_ebpf_common::{Conn, Direction, Waits, bucket};
 use tlsplice_tests::admin::{metrics, value};
 use tlsplice_tests::bpf::Kernel;
 use tlsplice_tests::brake::{Brake, standing};
@@ -44,9 +44,9 @@ fn address(conn: &Conn) -> IpAddr {
 }
 
 /// How many delays were shorter than `bound`, to a quarter of it.
-fn below(histogram: &Histogram, bound: Duration) -> usize {
+fn below(waits: &Waits, bound: Duration) -> usize {
     let us = u64::try_from(bound.as_micros()).expect("a short time");
-    let counted: u32 = histogram.buckets[..bucket(us) as usize].iter().sum();
+    let counted: u32 = waits.buckets[..bucket(us) as usize].iter().sum();
     counted as usize
 }
 
@@ -158,7 +158,7 @@ struct Rounds {
     down: u64,
     up: u64,
     /// All of the other direction.
-    input: Histogram,
+    input: Waits,
     /// What was measured in each round towards the client, the shortest first.
     each: Vec<Duration>,
 }
@@ -387,7 +387,7 @@ const ROUNDS: u64 = 6;
 
 /// Asserts what was measured of [`ROUNDS`] requests with pauses before them, and of `more` beside the first.
 #[track_caller]
-fn assert_pauses_are_no_delays(up: &Histogram, more: u64) {
+fn assert_pauses_are_no_delays(up: &Waits, more: u64) {
     // The first may have arrived before measuring began.
     assert!((ROUNDS + more..=ROUNDS + more + 1).contains(&up.count), "{}", up.count);
     // A stamp left behind would be in all rounds; on a busy machine the gateway may be as slow in some.

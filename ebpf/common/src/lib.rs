@@ -21,8 +21,8 @@ pub enum Direction {
     Up = 1,
 }
 
-/// Where one direction of a connection has its entries in the maps `PEND` and `HIST`: by the place that the gateway has
-/// given the connection.
+/// Where one direction of a connection has its entry in the map `WAITS`: by the place that the gateway has given the
+/// connection.
 #[must_use]
 #[inline(always)]
 pub const fn index(place: u32, direction: Direction) -> u32 {
@@ -80,43 +80,43 @@ pub struct Link {
     pub rest: [u64; 2],
 }
 
-/// What waits in one direction of a connection. Map `PEND`, by [`index`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// One direction of a connection: what waits, and how long others have. Map `WAITS`, by [`index`]. What every packet asks for
+/// is as long as a line of the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct Pending {
+pub struct Waits {
     /// Cookie of the client's socket whose place this is; 0 when it is nobody's. A link may outlive the connection that it
     /// is for. A program that is at work while the place changes hands may still count one delay for the next connection.
     pub client: u64,
     /// When the first payload that has not gone on arrived, on the monotonic clock, in nanoseconds; 0 when none waits.
     pub since: u64,
-}
-
-/// Delays of one direction of a connection. Map `HIST`, by [`index`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct Histogram {
-    /// The bucket counted last; the program needs it in memory to index with it.
-    pub last_bucket: u32,
-    /// Packets that arrived while another one waited, whose delay is not in the histogram.
-    pub coalesced: u32,
     /// Delays counted.
     pub count: u64,
     /// Their sum in nanoseconds.
     pub sum_ns: u64,
     /// The longest in nanoseconds.
     pub max_ns: u64,
-    /// Counts by [`bucket`].
+    /// Packets that arrived while another one waited, whose delay is not in the histogram.
+    pub coalesced: u32,
+    /// The bucket counted last; the program needs it in memory to index with it.
+    pub last_bucket: u32,
+    /// Not used.
+    pub rest: [u64; 2],
+    /// Delays counted, by [`bucket`].
     pub buckets: [u32; BUCKETS],
 }
 
-impl Histogram {
-    /// Without a delay.
+impl Waits {
+    /// Nobody's, without a delay.
     pub const EMPTY: Self = Self {
-        last_bucket: 0,
-        coalesced: 0,
+        client: 0,
+        since: 0,
         count: 0,
         sum_ns: 0,
         max_ns: 0,
+        coalesced: 0,
+        last_bucket: 0,
+        rest: [0; 2],
         buckets: [0; BUCKETS],
     };
 }
@@ -152,8 +152,6 @@ mod user {
     unsafe impl aya::Pod for super::Conn {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Link {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Pending {}
-    // SAFETY: as above; two fields of four bytes stand first, and an even number of them last.
-    unsafe impl aya::Pod for super::Histogram {}
+    // SAFETY: as above; two fields of four bytes stand side by side, and an even number of them last.
+    unsafe impl aya::Pod for super::Waits {}
 }

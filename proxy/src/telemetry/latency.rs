@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tlsplice_ebpf_common::{BUCKETS, Histogram};
+use tlsplice_ebpf_common::{BUCKETS, Waits};
 
 /// Delays of one direction of a connection, or of many added up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,14 +30,14 @@ impl Default for Latency {
     }
 }
 
-impl From<&Histogram> for Latency {
-    fn from(histogram: &Histogram) -> Self {
+impl From<&Waits> for Latency {
+    fn from(waits: &Waits) -> Self {
         Self {
-            count: histogram.count,
-            sum: Duration::from_nanos(histogram.sum_ns),
-            max: Duration::from_nanos(histogram.max_ns),
-            coalesced: histogram.coalesced.into(),
-            buckets: histogram.buckets.map(u64::from),
+            count: waits.count,
+            sum: Duration::from_nanos(waits.sum_ns),
+            max: Duration::from_nanos(waits.max_ns),
+            coalesced: waits.coalesced.into(),
+            buckets: waits.buckets.map(u64::from),
         }
     }
 }
@@ -129,14 +129,14 @@ mod tests {
     use super::*;
 
     fn of(delays_us: &[u64]) -> Latency {
-        let mut histogram = Histogram::EMPTY;
+        let mut waits = Waits::EMPTY;
         for &us in delays_us {
-            histogram.count += 1;
-            histogram.sum_ns += us * 1000;
-            histogram.max_ns = histogram.max_ns.max(us * 1000);
-            histogram.buckets[bucket(us) as usize] += 1;
+            waits.count += 1;
+            waits.sum_ns += us * 1000;
+            waits.max_ns = waits.max_ns.max(us * 1000);
+            waits.buckets[bucket(us) as usize] += 1;
         }
-        Latency::from(&histogram)
+        Latency::from(&waits)
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use aya::maps::MapError;
 pub use tlsplice_ebpf_common::Direction;
-use tlsplice_ebpf_common::{Conn, Histogram, Link, Pending, Role, Stat, index};
+use tlsplice_ebpf_common::{Conn, Link, Role, Stat, Waits, index};
 
 use super::latency::Latency;
 use crate::confine::{Place, Use};
@@ -264,9 +264,11 @@ impl Meter {
         let Some(programs) = self.programs() else { return };
         let maps = &mut *programs.maps();
         // The connection may not be measured, or not any more.
-        if let Some(place) = maps.places.of(client) {
-            let nothing = Pending { client, since: 0 };
-            drop(maps.pending.set(index(place, direction), nothing, 0));
+        let Some(place) = maps.places.of(client) else { return };
+        let index = index(place, direction);
+        // What a program on another processor notes of this direction between the two calls is lost.
+        if let Ok(waits) = maps.waits.get(&index, 0) {
+            drop(maps.waits.set(index, Waits { since: 0, ..waits }, 0));
         }
     }
 
@@ -275,8 +277,8 @@ impl Meter {
     pub fn reading(&self, client: u64) -> Option<Reading> {
         let maps = self.programs()?.maps();
         let place = maps.places.of(client)?;
-        let down = maps.histograms.get(&index(place, Direction::Down), 0).ok()?;
-        let up = maps.histograms.get(&index(place, Direction::Up), 0).ok()?;
+        let down = maps.waits.get(&index(place, Direction::Down), 0).ok()?;
+        let up = maps.waits.get(&index(place, Direction::Up), 0).ok()?;
         let link = maps.links.get(client);
         let srtt_us = match link.srtt_us {
             0 => maps.conns.get(&client, 0).map_or(0, |conn| conn.srtt_us),
@@ -335,9 +337,7 @@ enum NotBegun {
 fn begin(maps: &mut Maps, client: u64) -> Result<(), NotBegun> {
     let place = maps.places.take(client).ok_or(NotBegun::NoPlace)?;
     for direction in [Direction::Down, Direction::Up] {
-        let index = index(place, direction);
-        maps.histograms.set(index, Histogram::EMPTY, 0)?;
-        maps.pending.set(index, Pending { client, since: 0 }, 0)?;
+        maps.waits.set(index(place, direction), Waits { client, ..Waits::EMPTY }, 0)?;
     }
     Ok(maps.links.insert(new_link(client, client, place, Role::Client))?)
 }
@@ -347,7 +347,7 @@ fn forget(maps: &mut Maps, client: u64) {
     maps.links.remove(client);
     if let Some(place) = maps.places.give_back(client) {
         for direction in [Direction::Down, Direction::Up] {
-            drop(maps.pending.set(index(place, direction), Pending::default(), 0));
+            drop(maps.waits.set(index(place, direction), Waits::EMPTY, 0));
         }
     }
     drop(maps.conns.remove(&client));

@@ -9,7 +9,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError, SockOps};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use socket2::SockRef;
-use tlsplice_ebpf_common::{Conn, Histogram, Link, Pending};
+use tlsplice_ebpf_common::{Conn, Link, Waits};
 
 use super::cgroup::{Group, GroupError};
 use super::places::Places;
@@ -97,8 +97,7 @@ pub(super) struct Maps {
     pub(super) places: Places,
     pub(super) conns: HashMap<MapData, u64, Conn>,
     pub(super) links: Links,
-    pub(super) pending: Array<MapData, Pending>,
-    pub(super) histograms: Array<MapData, Histogram>,
+    pub(super) waits: Array<MapData, Waits>,
     pub(super) stats: Array<MapData, u64>,
 }
 
@@ -156,8 +155,7 @@ impl Programs {
             .map_max_entries("CONNS", capacity)
             .map_max_entries("LINKS", slots.count())
             .map_max_entries("SOCKS", sockets)
-            .map_max_entries("PEND", pairs)
-            .map_max_entries("HIST", pairs)
+            .map_max_entries("WAITS", pairs)
             .load(OBJECT)
             .map_err(|error| judge(&error, connections))?;
         let name = group.path().display().to_string();
@@ -184,8 +182,7 @@ impl Programs {
                 by_slot: map(&mut programs, "LINKS")?,
                 by_cookie: map(&mut programs, "SOCKS")?,
             },
-            pending: map(&mut programs, "PEND")?,
-            histograms: map(&mut programs, "HIST")?,
+            waits: map(&mut programs, "WAITS")?,
             stats: map(&mut programs, "STATS_MAP")?,
         };
         prove(&maps)?;
