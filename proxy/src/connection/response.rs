@@ -83,16 +83,18 @@ async fn read_response<T: Transport>(
     head: &mut Vec<u8>,
 ) -> Result<Read, Failure> {
     loop {
-        if !up.filled().is_empty() && progress.upstream_spoke.get().is_none() {
-            progress.upstream_spoke.set(Some(Instant::now()));
-        }
-        match translate(shared, route, forward, up.filled(), progress, head) {
-            Ok(Some((read, len))) => {
-                up.consume(len);
-                return Ok(read);
+        if !up.filled().is_empty() {
+            if progress.upstream_spoke.get().is_none() {
+                progress.upstream_spoke.set(Some(Instant::now()));
             }
-            Ok(None) => {}
-            Err(refusal) => return Err(failure(progress, refusal, refusal.to_string())),
+            match translate(shared, route, forward, up.filled(), progress, head) {
+                Ok(Some((read, len))) => {
+                    up.consume(len);
+                    return Ok(read);
+                }
+                Ok(None) => {}
+                Err(refusal) => return Err(failure(progress, refusal, refusal.to_string())),
+            }
         }
         match up.fill().await {
             Ok(Fill::Data) => {}

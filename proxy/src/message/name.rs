@@ -196,10 +196,25 @@ fn named(len: usize) -> &'static [(&'static str, Name)] {
     }
 }
 
-/// Whether `name` is `lower`, which is in lower case, but for its case: half of the work of comparing any two.
+/// Whether `name` is `lower`, which consists of lower-case letters, digits and `-`, but for its case. `name` has no control bytes,
+/// as nothing in a head that was accepted: so the bit that tells the cases apart may be set in whatever is compared.
 pub(super) fn is(name: &[u8], lower: &str) -> bool {
-    let mut pairs = name.iter().zip(lower.bytes());
-    name.len() == lower.len() && pairs.all(|(byte, lower)| byte.to_ascii_lowercase() == lower)
+    const CASES: u64 = 0x2020_2020_2020_2020;
+    let lower = lower.as_bytes();
+    if name.len() != lower.len() {
+        return false;
+    }
+    let is_same = |some: &[u8; 8], own: &[u8; 8]| {
+        u64::from_ne_bytes(*some) | CASES == u64::from_ne_bytes(*own)
+    };
+    match (name.last_chunk(), lower.last_chunk()) {
+        // The last eight bytes, and all eights before them, which may lie across them.
+        (Some(end), Some(own_end)) => {
+            let eights = name.as_chunks().0.iter().zip(lower.as_chunks().0);
+            is_same(end, own_end) && eights.into_iter().all(|(some, own)| is_same(some, own))
+        }
+        _ => name.iter().zip(lower).all(|(byte, own)| byte | 0x20 == *own),
+    }
 }
 
 #[cfg(test)]
@@ -243,6 +258,25 @@ mod tests {
             }
         }
         assert_eq!(count, 49);
+    }
+
+    #[test]
+    fn names_are_the_same_but_for_their_case_only() {
+        let all = (0..64).flat_map(named).map(|(name, _)| *name);
+        for lower in
+            all.chain(["keep-alive", "upgrade", "close", "a-1", "x-long-name-of-25-letters"])
+        {
+            assert!(is(lower.as_bytes(), lower) && is(lower.to_uppercase().as_bytes(), lower));
+            assert!(!is(&lower.as_bytes()[1..], lower) && !is(b"", lower));
+            for at in 0..lower.len() {
+                for other in (b' '..=u8::MAX).filter(|other| *other != 0x7f) {
+                    let mut name = lower.as_bytes().to_vec();
+                    name[at] = other;
+                    let expected = name.eq_ignore_ascii_case(lower.as_bytes());
+                    assert_eq!(is(&name, lower), expected, "{}", name.escape_ascii());
+                }
+            }
+        }
     }
 
     #[test]
