@@ -34,7 +34,7 @@ pub static SOCKS: HashMap<u64, Link> = HashMap::with_max_entries(ENTRIES, 0);
 #[map]
 pub static WAITS: Array<Waits> = Array::with_max_entries(ENTRIES, ON_PAGES);
 
-/// What the socket with this cookie carries; None for most sockets of the machine.
+/// What the socket with this cookie carries; None for most sockets of the machine. No socket has cookie 0, as free entries do.
 #[inline(always)]
 pub fn link(cookie: u64) -> Option<*mut Link> {
     // SAFETY: it is a constant, which the loader has set; read as if it might change, so that the compiler does not take it for

@@ -25,8 +25,8 @@ fn is_ahead(end: u32, known: u32) -> bool {
 pub fn arrived(ctx: &SkBuffContext) {
     let Some(end) = payload_end(ctx) else { return };
     let Some(link) = link(ctx) else { return };
-    // SAFETY: the memory is the map's until the program has ended. When the link is deleted meanwhile it may be that of
-    // another socket, and what is noted in it may cost that a figure.
+    // SAFETY: the memory is the map's until the program has ended. When the link is deleted meanwhile it may be half written, or
+    // that of another socket, and what is noted in it may cost that a figure.
     let (client, place, role, received, has_received) = unsafe {
         let (received, has_received) = ((*link).received, (*link).has_received);
         ((*link).client, (*link).place, (*link).role, received, has_received)
@@ -57,8 +57,8 @@ pub fn arrived(ctx: &SkBuffContext) {
 pub fn leaves(ctx: &SkBuffContext) {
     let Some(end) = payload_end(ctx) else { return };
     let Some(link) = link(ctx) else { return };
-    // SAFETY: the memory is the map's until the program has ended. When the link is deleted meanwhile it may be that of
-    // another socket, and what is noted in it may cost that a figure.
+    // SAFETY: the memory is the map's until the program has ended. When the link is deleted meanwhile it may be half written, or
+    // that of another socket, and what is noted in it may cost that a figure.
     let (client, place, role, sent, has_sent) = unsafe {
         let (sent, has_sent) = ((*link).sent, (*link).has_sent);
         ((*link).client, (*link).place, (*link).role, sent, has_sent)

@@ -63,10 +63,10 @@ impl Kernel {
         (cookie ^ other) & u64::from(self.links.len() - 1) == 0
     }
 
-    /// How many sockets are kept apart, since another one has their entry.
+    /// Whether the link of the client that made a connection from this port is kept apart, since another socket has its entry.
     #[must_use]
-    pub fn kept_apart(&self) -> usize {
-        self.socks.keys().count()
+    pub fn is_kept_apart(&self, port: u16) -> bool {
+        self.conn(port).is_some_and(|(client, _)| self.socks.get(&client, 0).is_ok())
     }
 
     /// What sockets carry.

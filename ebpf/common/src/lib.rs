@@ -146,6 +146,9 @@ pub enum Stat {
     Delays = 2,
 }
 
+// What a packet needs of them.
+const _: () = assert!(size_of::<Link>() == 64 && core::mem::offset_of!(Waits, buckets) == 64);
+
 #[cfg(feature = "user")]
 mod user {
     // SAFETY: `repr(C)`, integers only, and no padding: every pattern of bytes is a value.

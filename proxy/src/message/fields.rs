@@ -37,7 +37,7 @@ pub(super) struct Mark {
     is_plain: bool,
 }
 
-/// As [`Fields::iter`], and where in the head a field's line stands, if it is written as we write lines.
+/// A field: what it is, how it came, and where in the head its line stands, if that is written as we write lines.
 pub(super) type Line<'s, 'b> = (Name, &'s Header<'b>, Option<Range<usize>>);
 
 /// The fields of a head, as they came, and what each of them is.
@@ -77,12 +77,7 @@ impl<'s, 'b> Fields<'s, 'b> {
         self.headers.is_empty()
     }
 
-    /// All of them, in their order.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (Name, &'s Header<'b>)> + use<'s, 'b> {
-        self.marks.iter().map(|mark| mark.name).zip(self.headers)
-    }
-
-    /// The values of all fields of this name, in their order.
+    /// The values of all fields of this name, in their order; where it stands for many names, of all of these.
     pub fn values(&self, name: Name) -> impl DoubleEndedIterator<Item = &'b [u8]> + use<'s, 'b> {
         // Most of what is asked for is not there.
         let len = if self.present.contains(name) { self.headers.len() } else { 0 };
@@ -97,7 +92,7 @@ impl<'s, 'b> Fields<'s, 'b> {
         Some(header.value)
     }
 
-    /// All fields, in their order, with their lines.
+    /// All fields, in their order.
     pub(super) fn lines(&self) -> impl Iterator<Item = Line<'s, 'b>> + use<'s, 'b> {
         let head = self.head;
         self.marks.iter().zip(self.headers).map(move |(mark, header)| {
@@ -112,7 +107,7 @@ impl<'s, 'b> Fields<'s, 'b> {
     }
 
     /// Whether each line of a head that httparse has accepted ends in CRLF: the start, the fields and the end. It lets no other
-    /// control byte through, and no CR without its LF, but it skips empty lines in front.
+    /// control byte than tabs through, and no CR without its LF, but it skips empty lines in front.
     fn are_whole(&self) -> bool {
         // The head ends with the first empty line, which has its CR.
         let start_is_whole = || {

@@ -266,8 +266,9 @@ impl Meter {
         // The connection may not be measured, or not any more.
         let Some(place) = maps.places.of(client) else { return };
         let index = index(place, direction);
-        // What a program on another processor notes of this direction between the two calls is lost.
-        if let Ok(waits) = maps.waits.get(&index, 0) {
+        let Ok(waits) = maps.waits.get(&index, 0) else { return };
+        if waits.since != 0 {
+            // What a program notes of this direction between the two calls is lost.
             drop(maps.waits.set(index, Waits { since: 0, ..waits }, 0));
         }
     }
@@ -279,7 +280,7 @@ impl Meter {
         let place = maps.places.of(client)?;
         let down = maps.waits.get(&index(place, Direction::Down), 0).ok()?;
         let up = maps.waits.get(&index(place, Direction::Up), 0).ok()?;
-        let link = maps.links.get(client);
+        let link = maps.links.get(client).unwrap_or_default();
         let srtt_us = match link.srtt_us {
             0 => maps.conns.get(&client, 0).map_or(0, |conn| conn.srtt_us),
             known => known.into(),

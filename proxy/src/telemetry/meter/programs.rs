@@ -13,7 +13,7 @@ use tlsplice_ebpf_common::{Conn, Link, Waits};
 
 use super::cgroup::{Group, GroupError};
 use super::places::Places;
-use super::slots::Slots;
+use super::slots::{Slot, Slots};
 
 /// The programs, built by `cargo xtask ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/tlsplice.bpf.o");
@@ -112,25 +112,25 @@ impl Links {
     /// Writes the link of the socket that it names.
     pub(super) fn insert(&mut self, link: Link) -> Result<(), MapError> {
         match self.slots.take(link.cookie) {
-            Some(slot) => self.by_slot.set(slot, link, 0),
-            None => self.by_cookie.insert(link.cookie, link, 0),
+            Slot::Own(index) => self.by_slot.set(index, link, 0),
+            Slot::Apart => self.by_cookie.insert(link.cookie, link, 0),
         }
     }
 
-    /// That of this socket; what there is none of has never carried anything.
-    pub(super) fn get(&self, cookie: u64) -> Link {
-        let link = match self.slots.of(cookie) {
-            Some(slot) => self.by_slot.get(&slot, 0),
-            None => self.by_cookie.get(&cookie, 0),
-        };
-        link.unwrap_or_default()
+    /// That of this socket; None when it has none.
+    pub(super) fn get(&self, cookie: u64) -> Option<Link> {
+        match self.slots.of(cookie)? {
+            Slot::Own(index) => self.by_slot.get(&index, 0).ok(),
+            Slot::Apart => self.by_cookie.get(&cookie, 0).ok(),
+        }
     }
 
     /// Deletes it, where there is one.
     pub(super) fn remove(&mut self, cookie: u64) {
         match self.slots.give_back(cookie) {
-            Some(slot) => drop(self.by_slot.set(slot, Link::default(), 0)),
-            None => drop(self.by_cookie.remove(&cookie)),
+            Some(Slot::Own(index)) => drop(self.by_slot.set(index, Link::default(), 0)),
+            Some(Slot::Apart) => drop(self.by_cookie.remove(&cookie)),
+            None => {}
         }
     }
 }
