@@ -72,7 +72,7 @@ impl LoadError {
             }
             Self::NotSupported(_) => "run Linux 5.10 or later with CONFIG_CGROUP_BPF",
             Self::NoMemory(..) => {
-                "lower telemetry.connections, of which each takes 1.6 to 2.8 KB, or give the process more memory"
+                "lower telemetry.connections, of which each takes 1.8 to 3.1 KB, or give the process more memory"
             }
             Self::Refused(_) | Self::Other(_) => "please report this with the kernel's version",
             Self::Held(..) => "run the gateway in a group of its own",
