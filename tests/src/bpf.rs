@@ -50,11 +50,22 @@ impl Kernel {
             .expect("the gateway has programs: these tests need root, cgroup2 and BPF")
     }
 
-    /// Entries of the maps of connections and of sockets, and how many connections are measured.
+    /// How many connections the kernel has a record of.
     #[must_use]
-    pub fn entries(&self) -> (usize, usize, usize) {
-        let measured = self.places(Direction::Down).filter(|waits| waits.client != 0);
-        (self.conns.keys().count(), self.links().count(), measured.count())
+    pub fn connections(&self) -> usize {
+        self.conns.keys().count()
+    }
+
+    /// How many sockets carry something that is measured.
+    #[must_use]
+    pub fn linked(&self) -> usize {
+        self.links().count()
+    }
+
+    /// How many connections are measured.
+    #[must_use]
+    pub fn measured(&self) -> usize {
+        self.places(Direction::Down).filter(|waits| waits.client != 0).count()
     }
 
     /// Whether the sockets with these cookies fall on the same entry of the map of links.

@@ -166,7 +166,7 @@ fn connections_beyond_the_bound_are_served_and_not_measured() {
     // Their places are free again afterwards.
     drop(streams);
     let kernel = Kernel::of_running(&gateway);
-    wait_for("the end of all connections", || (kernel.entries().2 == 0).then_some(()));
+    wait_for("the end of all connections", || (kernel.measured() == 0).then_some(()));
     let mut stream = connect(gateway.plain());
     ask(&mut stream, b"ok");
     assert!(measured(&stream));
@@ -197,7 +197,7 @@ fn connections_that_the_kernel_has_no_place_for_are_served() {
     assert_warns_once(&gateway, "the map of connections is full", "raise telemetry.connections");
     drop(silent);
     let kernel = Kernel::of_running(&gateway);
-    wait_for("the end of all connections", || (kernel.entries().0 == 0).then_some(()));
+    wait_for("the end of all connections", || (kernel.connections() == 0).then_some(()));
     assert_eq!(Client::tls(gateway.https).get("/").status, 200);
     gateway.wait_for_access(|line| line["flush_count"] == 1);
 }
@@ -211,7 +211,7 @@ fn connections_without_a_record_are_served() {
     for _ in 0..5 {
         drop(connect(gateway.https));
     }
-    wait_for("their end", || (kernel.entries().0 == 0).then_some(()));
+    wait_for("their end", || (kernel.connections() == 0).then_some(()));
     for _ in 0..3 {
         let mut stream = standing(&gateway, || {
             let stream = connect(gateway.plain());

@@ -312,9 +312,9 @@ fn what_comes_on_the_connection_of_who_has_left_is_no_delay_of_who_took_the_plac
     let gateway = Gateway::start(&config);
     let kernel = Kernel::of_running(&gateway);
     ask(&mut connect(gateway.plain()), b"ok");
-    wait_for("a free place", || (kernel.entries().2 == 0).then_some(()));
+    wait_for("a free place", || (kernel.measured() == 0).then_some(()));
     let mut stream = connect(gateway.plain());
-    wait_for("the same place", || (kernel.entries().2 == 1).then_some(()));
+    wait_for("the same place", || (kernel.measured() == 1).then_some(()));
     speak.send(()).expect("the origin listens");
     thread::sleep(PAUSE);
     ask(&mut stream, b"ok");
@@ -389,7 +389,7 @@ fn sockets_that_fall_on_the_same_entry_are_measured_each() {
     assert_eq!((delays(&third), delays(&fourth)), (Some(3), Some(1)));
     assert!(kernel.is_kept_apart(port(&third)) && !kernel.is_kept_apart(port(&fourth)));
     drop((third, fourth));
-    wait_for("the end of all", || (kernel.entries().2 == 0).then_some(()));
+    wait_for("the end of all", || (kernel.measured() == 0).then_some(()));
 }
 
 /// A pause that must not be taken for a delay, and how many there are.
@@ -508,12 +508,11 @@ fn thousands_of_connections_leave_nothing_behind() {
         client.join().expect("every request was answered");
     }
     wait_for("the end of all connections", || {
-        let (conns, _, histograms) = kernel.entries();
-        (conns == 0 && histograms == 0).then_some(())
+        (kernel.connections() == 0 && kernel.measured() == 0).then_some(())
     });
     // Connections to the upstream are kept for a while, and so are their entries.
-    let (_, socks, _) = kernel.entries();
-    assert!(socks <= 64, "{socks} sockets are still linked");
+    let linked = kernel.linked();
+    assert!(linked <= 64, "{linked} sockets are still linked");
     drop((origin, gateway));
     wait_for("the end of the programs", || (!kernel.is_loaded()).then_some(()));
 }
@@ -535,7 +534,7 @@ fn a_gateway_that_is_killed_leaves_nothing_attached_and_another_goes_on() {
     for (kernel, stream) in kernels.iter().zip(&streams) {
         let delays = kernel.delays(port(stream), Direction::Down).expect("it is measured");
         assert_eq!(delays.count, 10);
-        assert_eq!(kernel.entries().0, 1, "its own connection only");
+        assert_eq!(kernel.connections(), 1, "its own connection only");
     }
     first.signal(Signal::KILL);
     first.wait();
