@@ -55,8 +55,15 @@ pub const PROVIDED_BUFFER_BYTES: u32 = 8832;
 /// becomes more brings comes on top, which is no more than all provided buffers hold.
 pub const AHEAD_BYTES_MAX: usize = 16 * 1024;
 
-/// Capacity of a pipe for splicing, in bytes. Half of it costs a third more per byte, twice of it gains nothing.
-pub const PIPE_BYTES: usize = 256 * 1024;
+/// Capacity of a pipe for splicing, in bytes: the most that a process without privileges may have (`fs.pipe-max-size`). Half of
+/// it costs up to a quarter more per byte, a quarter of it up to half as much again.
+pub const PIPE_BYTES: usize = 1024 * 1024;
+
+/// Pipes of a worker that have [`PIPE_BYTES`]: together a quarter of the pages that a user's pipes have (`fs.pipe-user-pages-soft`).
+pub const PIPES_WIDE_MAX: usize = 16;
+
+/// Capacity of the others, and what a tunnel has of any: what waits in a pipe for a slow client makes what follows late.
+pub const PIPE_NARROW_BYTES: usize = 256 * 1024;
 
 /// Pipes that a worker uses at a time; transfers beyond are copied. Each has two descriptors.
 pub const PIPES_MAX: usize = 64;

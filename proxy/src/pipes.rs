@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
 
-use crate::limits::{PIPES_KEPT_MAX, PIPES_MAX};
+use crate::limits::{PIPE_BYTES, PIPE_NARROW_BYTES, PIPES_KEPT_MAX, PIPES_MAX, PIPES_WIDE_MAX};
 use crate::sys;
 
 /// An empty pipe. Given back only when it is empty again: bytes left in it would come out in another connection.
@@ -31,7 +31,7 @@ impl Pipes {
         let pipe = match self.free.borrow_mut().pop() {
             _ if self.in_use.get() >= PIPES_MAX => None,
             Some(pipe) => Some(pipe),
-            None => Self::make().inspect_err(|error| tracing::debug!("no pipe: {error}")).ok(),
+            None => self.make().inspect_err(|error| tracing::debug!("no pipe: {error}")).ok(),
         };
         if pipe.is_some() {
             self.in_use.set(self.in_use.get() + 1);
@@ -48,14 +48,23 @@ impl Pipes {
     /// Takes a pipe back, with how much is left in it.
     pub fn give(&self, pipe: Pipe, is_drained: bool) {
         self.in_use.set(self.in_use.get().saturating_sub(1));
+        if !is_drained {
+            return;
+        }
         let mut free = self.free.borrow_mut();
-        if is_drained && free.len() < PIPES_KEPT_MAX {
-            free.push(pipe);
+        // Wide ones are taken first, and kept rather than others.
+        let at = if pipe.capacity < PIPE_BYTES { 0 } else { free.len() };
+        free.insert(at, pipe);
+        if free.len() > PIPES_KEPT_MAX {
+            free.remove(0);
         }
     }
 
-    fn make() -> io::Result<Pipe> {
-        let (read, write, capacity) = sys::pipe()?;
+    /// Called where none is free, so that there are as many as are in use.
+    fn make(&self) -> io::Result<Pipe> {
+        let is_wide = self.in_use.get() < PIPES_WIDE_MAX;
+        let (read, write, capacity) =
+            sys::pipe(if is_wide { PIPE_BYTES } else { PIPE_NARROW_BYTES })?;
         Ok(Pipe { write, read, capacity })
     }
 }
@@ -75,5 +84,24 @@ mod tests {
         assert!(pipes.free.borrow().len() <= PIPES_KEPT_MAX);
         assert_eq!(pipes.in_use.get(), 0);
         assert!(pipes.take().is_some());
+    }
+
+    #[test]
+    fn some_are_wide_and_those_are_kept_whatever_the_order_they_come_back_in() {
+        let is_wide = |pipe: &Pipe| pipe.capacity >= PIPE_BYTES;
+        for is_reversed in [false, true] {
+            let pipes = Pipes::default();
+            let mut taken: Vec<Pipe> = std::iter::from_fn(|| pipes.take()).collect();
+            let wide = taken.iter().filter(|pipe| is_wide(pipe)).count();
+            // Whoever runs this may have a smaller share of pages.
+            assert!(wide <= PIPES_WIDE_MAX, "{wide}");
+            if is_reversed {
+                taken.reverse();
+            }
+            taken.into_iter().for_each(|pipe| pipes.give(pipe, true));
+            let kept = pipes.free.borrow().iter().filter(|pipe| is_wide(pipe)).count();
+            assert_eq!(kept, wide.min(PIPES_KEPT_MAX));
+            assert_eq!(pipes.take().is_some_and(|pipe| is_wide(&pipe)), wide > 0);
+        }
     }
 }

@@ -13,6 +13,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use socket2::SockRef;
 
+use crate::limits::PIPE_NARROW_BYTES;
+
 /// Receives what is there into `into`, without waiting, whether or not the socket is `O_NONBLOCK`. Zero is the end of
 /// the stream (or an empty `into`).
 ///
@@ -91,12 +93,12 @@ pub fn set_nonblocking(socket: BorrowedFd<'_>, is_nonblocking: bool) -> io::Resu
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A pipe of [`PIPE_BYTES`](crate::limits::PIPE_BYTES), or of what the system allows: its reading and its writing end,
-/// neither of which waits, and its capacity.
+/// A pipe of `bytes`, or of a smaller one of the sizes in [`limits`](crate::limits), or of what the system allows: its reading
+/// and its writing end, neither of which waits, and its capacity.
 ///
 /// # Errors
 /// The error of `pipe2(2)`.
-pub fn pipe() -> io::Result<(OwnedFd, OwnedFd, usize)> {
+pub fn pipe(bytes: usize) -> io::Result<(OwnedFd, OwnedFd, usize)> {
     let mut ends = [0; 2];
     // SAFETY: the pointer is to two live, writable integers.
     let made = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) };
@@ -107,15 +109,18 @@ pub fn pipe() -> io::Result<(OwnedFd, OwnedFd, usize)> {
     let read = unsafe { OwnedFd::from_raw_fd(ends[0]) };
     // SAFETY: as above.
     let write = unsafe { OwnedFd::from_raw_fd(ends[1]) };
-    let wanted = libc::c_int::try_from(crate::limits::PIPE_BYTES).unwrap_or(libc::c_int::MAX);
-    // SAFETY: the descriptor is open; the call names no memory. Beyond the user's share of pages it fails, and the pipe
-    // keeps the size it has.
-    let set = unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, wanted) };
-    let got = match set {
-        // SAFETY: as above.
-        ..0 => unsafe { libc::fcntl(write.as_raw_fd(), libc::F_GETPIPE_SZ) },
-        _ => set,
+    let resize = |bytes| {
+        let wanted = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+        // SAFETY: the descriptor is open; the call names no memory. Beyond the user's share of pages it fails, and the
+        // pipe keeps the size it has.
+        let got = unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, wanted) };
+        (got >= 0).then_some(got)
     };
+    let sizes = [bytes, bytes.min(PIPE_NARROW_BYTES)];
+    let got = sizes.into_iter().find_map(resize).unwrap_or_else(|| {
+        // SAFETY: as above.
+        unsafe { libc::fcntl(write.as_raw_fd(), libc::F_GETPIPE_SZ) }
+    });
     let capacity = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
     Ok((read, write, capacity))
 }

@@ -4,6 +4,7 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use mio::net::TcpStream;
+use tlsplice::limits::PIPE_BYTES;
 use tlsplice::sys;
 
 use super::read;
@@ -56,7 +57,7 @@ impl Flow {
             if count < buffer.len() {
                 return Ok(());
             }
-            let (read, write, capacity) = sys::pipe()?;
+            let (read, write, capacity) = sys::pipe(PIPE_BYTES)?;
             self.pipe = Some(Pipe { read, write, capacity, held: 0 });
         }
     }

@@ -120,7 +120,7 @@ const DONE: &[(&str, Attempt)] = &[
         UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.send_to(b"?", (Ipv4Addr::LOCALHOST, 9)).map(drop)
     }),
     ("a pipe that is filled by splicing", |_| {
-        let (read, write, _) = crate::sys::pipe()?;
+        let (read, write, _) = crate::sys::pipe(crate::limits::PIPE_NARROW_BYTES)?;
         let _ = crate::sys::splice(
             std::os::fd::AsFd::as_fd(&read),
             std::os::fd::AsFd::as_fd(&write),

@@ -109,7 +109,7 @@ fn try_splice() -> io::Result<()> {
     let (mut far, _) = listener.accept()?;
     near.set_read_timeout(timeout)?;
     far.set_read_timeout(timeout)?;
-    let (read, write, _) = sys::pipe()?;
+    let (read, write, _) = sys::pipe(limits::PIPE_NARROW_BYTES)?;
     near.write_all(b"x")?;
     let moved = sys::splice(far.as_fd(), write.as_fd(), 1)?;
     sys::splice(read.as_fd(), far.as_fd(), moved)?;

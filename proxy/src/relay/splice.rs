@@ -6,6 +6,7 @@ use super::body::Pacer;
 use super::flow::{Flow, Next, Stop};
 use super::{BodyError, RelayError, Side};
 use crate::buffers::Buffers;
+use crate::limits::PIPE_NARROW_BYTES;
 use crate::pipes::Pipe;
 use crate::stream::{Reader, StreamError, Writer};
 use crate::transport::Transport;
@@ -27,7 +28,9 @@ pub(super) async fn splice<T: Transport, U: Transport>(
         to.on_no_pipe();
         return Ok(None);
     };
-    let mut flow = Flow::new(left, pipe.capacity());
+    // A tunnel has no pacer.
+    let bound = if pacer.is_some() { usize::MAX } else { PIPE_NARROW_BYTES };
+    let mut flow = Flow::new(left, pipe.capacity().min(bound));
     let from_error = |error| RelayError::Stream(Side::From, error);
     let to_error = |error| RelayError::Stream(Side::To, error);
     loop {

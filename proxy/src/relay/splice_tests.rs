@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::buffers::Buffers;
 use crate::ktls::RecordError;
-use crate::limits::{PIPES_MAX, SPLICE_BYTES_MIN};
+use crate::limits::{PIPE_NARROW_BYTES, PIPES_MAX, SPLICE_BYTES_MIN};
 use crate::message::chunked;
 use crate::message::framing::Framing;
 use crate::stream::testing::{Bench, noise, run};
@@ -324,5 +324,40 @@ fn bulk_in_a_tunnel_is_spliced_and_what_follows_is_copied_again() {
         assert_eq!(ending.expect("it ends well"), Ending::Closed);
         assert!(spliced > 0 && spliced < count, "{spliced} of {count}");
         assert_eq!(other, 0);
+    });
+}
+
+#[test]
+fn a_tunnel_towards_a_slow_client_holds_no_more_than_a_narrow_pipe() {
+    const SOURCE: usize = 4 << 20;
+    const SINK: usize = 512 << 10;
+    run(async {
+        let bench = Bench::new();
+        let ((client, near), (far, server)) = (pair(SOURCE), pair(SINK));
+        near.allow_splicing();
+        far.allow_splicing();
+        let (mut down_reader, mut down_writer) = bench.plain(near);
+        let (mut up_reader, mut up_writer) = bench.plain(far);
+        // All of it is there at once, and then some.
+        let sender = tokio::task::spawn_local({
+            let client = client.clone();
+            async move { put_all(&client, &noise(2 * SOURCE)).await }
+        });
+        crate::stream::testing::settle().await;
+        assert_eq!(client.sent().len(), SOURCE);
+        let relay = tokio::task::spawn_local(async move {
+            let down = (&mut down_reader, &mut down_writer);
+            let gaps = Gaps::new(bench.timers.now());
+            tunnel(down, (&mut up_reader, &mut up_writer), IDLE, &gaps).await
+        });
+        for _ in 0..100 {
+            crate::stream::testing::settle().await;
+        }
+        // What left the source, and did not go into the sink, which nobody reads from.
+        let held = client.sent().len() - SOURCE - SINK;
+        assert!((1..=PIPE_NARROW_BYTES).contains(&held), "{held}");
+        sender.abort();
+        relay.abort();
+        drop(server);
     });
 }

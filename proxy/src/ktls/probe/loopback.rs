@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use ktls::CryptoInfo;
 
 use super::{Combination, Readiness};
+use crate::limits::PIPE_NARROW_BYTES;
 use crate::sys::{self, tls};
 use crate::transport::TlsDirection;
 
@@ -108,7 +109,7 @@ fn splice_through(sender: &TcpStream, receiver: &TcpStream) -> Result<(), String
     /// Sizes: 81,952 bytes in all, with a part of a record at the end of each.
     const PIECES: [usize; 4] = [300, 16_385, 65_000, 267];
     let failed = |error: io::Error| format!("a loopback transfer by splice failed: {error}");
-    let (read, write, _) = sys::pipe().map_err(failed)?;
+    let (read, write, _) = sys::pipe(PIPE_NARROW_BYTES).map_err(failed)?;
     let (mut source, mut sink) = (File::from(write), File::from(read));
     let deadline = Instant::now() + TIMEOUT;
     for (index, len) in PIECES.into_iter().enumerate() {
