@@ -27,12 +27,12 @@ const LOAD_IS_BUSY: f64 = 0.97;
 const GATEWAY_IS_BUSY: f64 = 0.9;
 /// Tunnels take this long to give memory back after they became idle.
 const SETTLE: Duration = Duration::from_millis(1000);
-/// Runs of points that measure memory: each starts a process and opens all tunnels anew, and hardly differs.
-const IDLE_RUNS: usize = 3;
 /// Runs that a point gets even when it is slow, unless it is very slow,
-const RUNS_MIN: usize = 3;
+const RUNS_MIN: usize = 5;
 /// and in a quick run, so that there is time for all points.
 const QUICK_RUNS_MIN: usize = 2;
+/// A point that has taken so many times its share of the time is very slow.
+const SHARES_MAX: u32 = 3;
 const WARM_UP_MIN: Duration = Duration::from_millis(400);
 /// The same where the clock sets the pace: what piled up while the connections were made has to be worked off.
 const PACED_WARM_UP_MIN: Duration = Duration::from_millis(600);
@@ -227,7 +227,8 @@ impl Bench<'_> {
         }
         let is_idle = point.groups.iter().any(|group| group.work == Work::Idle);
         let times = usize::try_from(shares(point)).expect("a few");
-        let runs = if is_idle { self.plan.runs.min(IDLE_RUNS) } else { self.plan.runs * times };
+        // Memory hardly differs from run to run, of which each starts a process and opens all tunnels anew.
+        let runs = self.plan.runs * if is_idle { 1 } else { times };
         let slices = slices(layout, point, self.plan.window);
         let is_kept = point.groups.iter().all(is_kept);
         let mut clients: Vec<Option<Client>> = subjects.iter().map(|_| None).collect();
@@ -238,7 +239,7 @@ impl Bench<'_> {
         for slice in 0..runs * slices {
             let run = slice / slices;
             let is_slow = begun.elapsed() > share && run >= runs_min;
-            if slice % slices == 0 && (is_slow || run > 0 && begun.elapsed() > share * 2) {
+            if slice % slices == 0 && (is_slow || run > 0 && begun.elapsed() > share * SHARES_MAX) {
                 outcome
                     .note
                     .get_or_insert_with(|| format!("{run} runs: there was no time for more."));

@@ -4,9 +4,11 @@
 //! this is what the gateway itself costs. A second one waits by a ring instead, with this gateway's driver and sockets: what is
 //! between it and the gateway is what the gateway adds to these. It is no bound for another way to drive a ring. The third one
 //! is the second with this gateway's eBPF programs, which measure each connection: what is between it and the gateway is what
-//! HTTP, deadlines and accounts cost.
+//! HTTP, deadlines and accounts cost. The fourth one is the third and reads heads, and writes them anew, as the gateway does: what is
+//! between it and the gateway is what routes, pools, bodies, deadlines and accounts cost.
 
 mod flow;
+mod heads;
 mod ring;
 mod tls;
 
@@ -27,7 +29,7 @@ use tls::Tls;
 
 use crate::load::failed;
 
-/// How it waits for sockets, and whether it is measured.
+/// How it waits for sockets, whether it is measured, and what it reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Floor {
@@ -37,10 +39,12 @@ pub enum Floor {
     Ring,
     /// The same, and the kernel measures how long bytes take.
     Measured,
+    /// The same, and heads are read and written anew.
+    Heads,
 }
 
 /// All there are.
-pub const FLOORS: [Floor; 3] = [Floor::Epoll, Floor::Ring, Floor::Measured];
+pub const FLOORS: [Floor; 4] = [Floor::Epoll, Floor::Ring, Floor::Measured, Floor::Heads];
 
 impl Floor {
     /// How reports call it, and the first argument of this program that makes it such a relay; the addresses of its listeners
@@ -51,6 +55,7 @@ impl Floor {
             Self::Epoll => "floor",
             Self::Ring => "ring-floor",
             Self::Measured => "measured-floor",
+            Self::Heads => "heads-floor",
         }
     }
 }
@@ -93,14 +98,17 @@ enum Between {
 /// When it cannot listen, cannot read certificate and key, or cannot measure where it should.
 pub fn run(floor: Floor, addresses: Addresses, certificate: &Path, key: &Path) -> io::Result<()> {
     let config = tls::config(certificate, key)?;
+    let is_measured = matches!(floor, Floor::Measured | Floor::Heads);
+    let meter = is_measured.then(|| Meter::try_start(CONNECTIONS_MAX)).transpose();
+    let relay = ring::Relay {
+        origin: addresses.origin,
+        config: Some(Arc::clone(&config)),
+        meter: meter.map_err(|lack| failed(lack.to_string()))?,
+        reads_heads: floor == Floor::Heads,
+    };
     match floor {
         Floor::Epoll => wait_by_epoll(addresses, &config),
-        Floor::Ring => ring::run(addresses, config, None),
-        Floor::Measured => {
-            let meter =
-                Meter::try_start(CONNECTIONS_MAX).map_err(|lack| failed(lack.to_string()))?;
-            ring::run(addresses, config, Some(meter))
-        }
+        Floor::Ring | Floor::Measured | Floor::Heads => ring::run(addresses, relay),
     }
 }
 

@@ -16,35 +16,41 @@ use tlsplice::transport::{Buffer, Transport as _};
 use tlsplice::uring::{self, ListenOptions, Listener, Setup, Socket};
 
 use super::Addresses;
+use super::heads::Heads;
 use crate::load::failed;
 
-/// Relays until it is killed, and has `meter` measure each connection.
-pub(super) fn run(
-    addresses: Addresses,
-    config: Arc<ServerConfig>,
-    meter: Option<Arc<Meter>>,
-) -> io::Result<()> {
-    uring::start(Setup::default(), |_| serve(addresses, config, meter))
+/// What is done for each connection.
+#[derive(Clone)]
+pub(super) struct Relay {
+    /// Where bytes go.
+    pub(super) origin: SocketAddr,
+    /// The client's TLS; None for the listener without.
+    pub(super) config: Option<Arc<ServerConfig>>,
+    /// Measures each connection.
+    pub(super) meter: Option<Arc<Meter>>,
+    /// Heads are read, and written anew.
+    pub(super) reads_heads: bool,
+}
+
+/// Relays until it is killed.
+pub(super) fn run(addresses: Addresses, relay: Relay) -> io::Result<()> {
+    uring::start(Setup::default(), |_| serve(addresses, relay))
         .map_err(|error| failed(error.to_string()))?
 }
 
-async fn serve(
-    addresses: Addresses,
-    config: Arc<ServerConfig>,
-    meter: Option<Arc<Meter>>,
-) -> io::Result<()> {
+async fn serve(addresses: Addresses, relay: Relay) -> io::Result<()> {
     let buffers = Rc::<Buffers>::default();
     uring::lend(Rc::clone(&buffers));
-    for (address, config) in [(addresses.plain, None), (addresses.tls, Some(config))] {
+    let plain = Relay { config: None, ..relay.clone() };
+    for (address, relay) in [(addresses.plain, plain), (addresses.tls, relay)] {
         let listener = Listener::bind(address, &ListenOptions::default())?;
-        let (buffers, meter) = (Rc::clone(&buffers), meter.clone());
+        let buffers = Rc::clone(&buffers);
         uring::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let config = config.clone();
-                let (buffers, meter) = (Rc::clone(&buffers), meter.clone());
+            while let Ok((client, peer)) = listener.accept().await {
+                let (relay, buffers) = (relay.clone(), Rc::clone(&buffers));
                 uring::spawn(async move {
                     // An error is the end of this connection and of no other.
-                    let _ = pair(client, addresses.origin, config, meter, buffers).await;
+                    let _ = pair(client, peer, relay, buffers).await;
                 });
             }
         });
@@ -55,26 +61,30 @@ async fn serve(
 /// A client's connection and the origin's: a task for each direction.
 async fn pair(
     client: Socket,
-    origin: SocketAddr,
-    config: Option<Arc<ServerConfig>>,
-    meter: Option<Arc<Meter>>,
+    peer: SocketAddr,
+    relay: Relay,
     buffers: Rc<Buffers>,
 ) -> io::Result<()> {
-    let origin = Socket::connect(&origin.into())?.await?;
-    let (up, down, first) = match config {
+    let origin = Socket::connect(&relay.origin.into())?.await?;
+    let [requests, responses] = match relay.reads_heads {
+        true => Heads::of(peer, relay.config.is_some()),
+        false => [Heads::Pass, Heads::Pass],
+    };
+    let (up, down, first) = match relay.config {
         None => (Layer::None, Layer::None, Buffer::default()),
         Some(config) => {
             let (opener, sealer, first) = handshake(&client, config).await?;
             (Layer::Open(Box::new(opener), Vec::new()), Layer::Seal(Box::new(sealer)), first)
         }
     };
+    let (up, down) = (Work::new(up, requests), Work::new(down, responses));
     // As long as the connections live.
-    let _measured = meter.map(|meter| measure(&meter, &client, &origin)).transpose()?;
+    let _measured = relay.meter.map(|meter| measure(&meter, &client, &origin)).transpose()?;
     let (back, forth) = (Rc::clone(&buffers), (origin.clone(), client.clone()));
     uring::spawn(async move {
-        let _ = relay(forth, down, Buffer::default(), back).await;
+        let _ = pass_all(forth, down, Buffer::default(), back).await;
     });
-    relay((client, origin), up, first, buffers).await
+    pass_all((client, origin), up, first, buffers).await
 }
 
 /// Has the kernel measure how long bytes take from one to the other. A floor that measured less than it says would be none.
@@ -88,6 +98,14 @@ fn measure(meter: &Arc<Meter>, client: &Socket, origin: &Socket) -> io::Result<(
 }
 
 /// What happens to bytes on their way.
+struct Work {
+    layer: Layer,
+    heads: Heads,
+    /// The head that was written last.
+    written: Vec<u8>,
+}
+
+/// The part of it that is TLS.
 enum Layer {
     /// Nothing.
     None,
@@ -97,13 +115,13 @@ enum Layer {
     Seal(Box<Sealer>),
 }
 
-async fn relay(
+async fn pass_all(
     (from, to): (Socket, Socket),
-    mut layer: Layer,
+    mut work: Work,
     first: Buffer,
     buffers: Rc<Buffers>,
 ) -> io::Result<()> {
-    let result = pass((&from, &to), &mut layer, first, &buffers).await;
+    let result = pass((&from, &to), &mut work, first, &buffers).await;
     // The other direction ends, too.
     from.shutdown(Shutdown::Both);
     to.shutdown(Shutdown::Both);
@@ -112,14 +130,13 @@ async fn relay(
 
 async fn pass(
     (from, to): (&Socket, &Socket),
-    layer: &mut Layer,
+    work: &mut Work,
     first: Buffer,
     buffers: &Buffers,
 ) -> io::Result<()> {
     let mut received = first;
     loop {
-        let mut rest =
-            if received.is_empty() { received } else { layer.work(received, buffers)? };
+        let mut rest = if received.is_empty() { received } else { work.done(received, buffers)? };
         while !rest.is_empty() {
             let (sent, buffer) = to.send(rest).await;
             sent?;
@@ -134,9 +151,30 @@ async fn pass(
     }
 }
 
-impl Layer {
+impl Work {
+    fn new(layer: Layer, heads: Heads) -> Self {
+        Self { layer, heads, written: Vec::new() }
+    }
+
     /// What goes on of what was received.
-    fn work(&mut self, received: Buffer, buffers: &Buffers) -> io::Result<Buffer> {
+    fn done(&mut self, received: Buffer, buffers: &Buffers) -> io::Result<Buffer> {
+        let Self { layer, heads, written } = self;
+        Ok(match layer {
+            // A record that has just begun leaves nothing.
+            Layer::Open(..) => match layer.pass(received, buffers)? {
+                plain if plain.is_empty() => plain,
+                plain => heads.rewrite(plain, written, buffers),
+            },
+            Layer::None | Layer::Seal(_) => {
+                layer.pass(heads.rewrite(received, written, buffers), buffers)?
+            }
+        })
+    }
+}
+
+impl Layer {
+    /// What goes on of what was received, as far as TLS is concerned.
+    fn pass(&mut self, received: Buffer, buffers: &Buffers) -> io::Result<Buffer> {
         match self {
             Self::None => Ok(received),
             Self::Open(opener, begun) => open(opener, begun, received, buffers),
