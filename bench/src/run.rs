@@ -84,7 +84,7 @@ impl Plan {
     /// The points to be run.
     pub fn points(&self) -> impl Iterator<Item = &Point> {
         let all = self.scenarios.iter().flat_map(|scenario| &scenario.points);
-        all.filter(|point| point.quick || !self.quick)
+        all.filter(|point| point.is_in(self.quick))
     }
 }
 
@@ -152,7 +152,7 @@ pub fn run(plan: &Plan) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
     let mut left: u32 = plan.points().map(shares).sum();
     for scenario in &plan.scenarios {
-        for point in scenario.points.iter().filter(|point| point.quick || !plan.quick) {
+        for point in scenario.points.iter().filter(|point| point.is_in(plan.quick)) {
             eprint!(
                 "{:>4} s  {} / {}: ",
                 bench.begun.elapsed().as_secs(),

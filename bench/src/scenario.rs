@@ -62,6 +62,9 @@ pub struct Point {
     /// Part of `--quick`.
     #[serde(default)]
     pub quick: bool,
+    /// Not part of any other run, where another point says more.
+    #[serde(default)]
+    pub superseded: bool,
     /// So few units in a second that a usual window would count too few.
     #[serde(default)]
     pub slow: bool,
@@ -81,6 +84,14 @@ pub struct Point {
     /// The first group is what is measured, the others disturb it.
     #[serde(rename = "group")]
     pub groups: Vec<Group>,
+}
+
+impl Point {
+    /// Whether it is part of a run that is quick, or is not.
+    #[must_use]
+    pub fn is_in(&self, is_quick: bool) -> bool {
+        if is_quick { self.quick } else { !self.superseded }
+    }
 }
 
 /// A figure and what it must not exceed.
@@ -192,6 +203,12 @@ mod tests {
         for point in all.iter().flat_map(|scenario| &scenario.points) {
             assert!(!point.bars.is_empty() && !point.groups.is_empty(), "{}", point.name);
         }
+        // What is superseded is measured at times.
+        assert!(
+            all.iter()
+                .flat_map(|scenario| &scenario.points)
+                .all(|point| !point.superseded || point.quick)
+        );
         // One point costs seconds; a short run is a matter of few points.
         assert!(
             all.iter().flat_map(|scenario| &scenario.points).filter(|point| point.quick).count()
