@@ -239,7 +239,9 @@ impl Bench<'_> {
         for slice in 0..runs * slices {
             let run = slice / slices;
             let is_slow = begun.elapsed() > share && run >= runs_min;
-            if slice % slices == 0 && (is_slow || run > 0 && begun.elapsed() > share * SHARES_MAX) {
+            if slice % slices == 0
+                && (is_slow || run > 0 && begun.elapsed() > (share * SHARES_MAX).min(time_left))
+            {
                 outcome
                     .note
                     .get_or_insert_with(|| format!("{run} runs: there was no time for more."));

@@ -4,7 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
 
-use crate::limits::{PIPE_BYTES, PIPE_NARROW_BYTES, PIPES_KEPT_MAX, PIPES_MAX, PIPES_WIDE_MAX};
+use crate::limits::{
+    PIPE_BYTES, PIPE_NARROW_BYTES, PIPES_KEPT_BYTES, PIPES_KEPT_MAX, PIPES_MAX, PIPES_WIDE_MAX,
+};
 use crate::sys;
 
 /// An empty pipe. Given back only when it is empty again: bytes left in it would come out in another connection.
@@ -55,7 +57,8 @@ impl Pipes {
         // Wide ones are taken first, and kept rather than others.
         let at = if pipe.capacity < PIPE_BYTES { 0 } else { free.len() };
         free.insert(at, pipe);
-        if free.len() > PIPES_KEPT_MAX {
+        let bytes = |free: &[Pipe]| free.iter().map(|pipe| pipe.capacity).sum::<usize>();
+        while free.len() > PIPES_KEPT_MAX || bytes(&free) > PIPES_KEPT_BYTES {
             free.remove(0);
         }
     }
@@ -100,7 +103,9 @@ mod tests {
             }
             taken.into_iter().for_each(|pipe| pipes.give(pipe, true));
             let kept = pipes.free.borrow().iter().filter(|pipe| is_wide(pipe)).count();
-            assert_eq!(kept, wide.min(PIPES_KEPT_MAX));
+            assert_eq!(kept, wide.min(PIPES_KEPT_BYTES / PIPE_BYTES));
+            let bytes: usize = pipes.free.borrow().iter().map(|pipe| pipe.capacity).sum();
+            assert!(bytes <= PIPES_KEPT_BYTES, "{bytes}");
             assert_eq!(pipes.take().is_some_and(|pipe| is_wide(&pipe)), wide > 0);
         }
     }

@@ -40,8 +40,8 @@ impl Heads {
         [Self::Requests(identity, HeaderEdits::default()), Self::Responses(HeaderEdits::default())]
     }
 
-    /// What goes on of what was received. A part that does not begin with a whole head, which is small ones' only, goes on
-    /// as it is.
+    /// What goes on of what was received. A part that does not begin with a whole head goes on as it is: heads are small
+    /// here, and come in one piece.
     pub(super) fn rewrite(
         &self,
         received: Buffer,

@@ -160,11 +160,7 @@ impl Work {
     fn done(&mut self, received: Buffer, buffers: &Buffers) -> io::Result<Buffer> {
         let Self { layer, heads, written } = self;
         Ok(match layer {
-            // A record that has just begun leaves nothing.
-            Layer::Open(..) => match layer.pass(received, buffers)? {
-                plain if plain.is_empty() => plain,
-                plain => heads.rewrite(plain, written, buffers),
-            },
+            Layer::Open(..) => heads.rewrite(layer.pass(received, buffers)?, written, buffers),
             Layer::None | Layer::Seal(_) => {
                 layer.pass(heads.rewrite(received, written, buffers), buffers)?
             }
