@@ -82,7 +82,7 @@ fn unpack(next: &Path) -> Result<()> {
 /// When packages cannot be installed.
 pub fn tools(plan: &Plan) -> Result<()> {
     let mut wanted = Vec::new();
-    for point in plan.points() {
+    for (_, point) in plan.points() {
         wanted.extend(point.generator.map(|generator| generator.package()));
         if point.tomcat {
             wanted.extend(packages::TOMCAT);

@@ -46,6 +46,8 @@ pub mod external;
 
 mod machine;
 
+mod schedule;
+
 /// The runs, interleaved.
 pub mod run;
 

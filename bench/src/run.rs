@@ -20,6 +20,7 @@ use crate::measure::{self, Usage};
 use crate::origin::Origin;
 use crate::outcome::{Cell, DIRECT, Outcome, Role, Sample, float};
 use crate::scenario::{Figure, Layout, Point, Scenario};
+use crate::schedule::{self, Need, Timing};
 
 /// Above this share of its core, load and origin are the bottleneck,
 const LOAD_IS_BUSY: f64 = 0.97;
@@ -27,30 +28,8 @@ const LOAD_IS_BUSY: f64 = 0.97;
 const GATEWAY_IS_BUSY: f64 = 0.9;
 /// Tunnels take this long to give memory back after they became idle.
 const SETTLE: Duration = Duration::from_millis(1000);
-/// Runs that a point gets even when it is slow, unless it is very slow,
-const RUNS_MIN: usize = 5;
-/// and in a quick run, so that there is time for all points.
-const QUICK_RUNS_MIN: usize = 2;
 /// A point that has taken so many times its share of the time is very slow.
 const SHARES_MAX: u32 = 3;
-const WARM_UP_MIN: Duration = Duration::from_millis(400);
-/// The same where the clock sets the pace: what piled up while the connections were made has to be worked off.
-const PACED_WARM_UP_MIN: Duration = Duration::from_millis(600);
-/// Windows that one of a slow point stands for.
-const SLOW_WINDOWS: u32 = 3;
-/// A Tomcat compiles what it runs often: whoever came first would pay for all.
-const TOMCAT_WARM_UP: Duration = Duration::from_secs(4);
-/// Slices of a run where the load waits for answers: noise that outlasts a run of one gateway then meets all.
-const SLICES: usize = 4;
-/// The same of streams, of which a part does not count.
-const STREAM_SLICES: usize = 2;
-/// Shorter slices are not made: on a slow machine, nothing might be done in one.
-const SLICE_MIN: Duration = Duration::from_millis(60);
-/// Connections beyond which a slice would be over before all had their turn.
-const SLICED_CONNECTIONS_MAX: usize = 64;
-/// How many times the runs of others a point has for which there is a bar, and of the time, where that does not suffice for all:
-/// more rounds make a verdict surer.
-const BARRED_SHARES: u32 = 2;
 /// How long a window may get in which nothing is done yet, on a machine that is slow or busy.
 const WINDOW_MAX: Duration = Duration::from_secs(5);
 const SYSCALL_WINDOW: Duration = Duration::from_millis(200);
@@ -81,10 +60,12 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The points to be run.
-    pub fn points(&self) -> impl Iterator<Item = &Point> {
-        let all = self.scenarios.iter().flat_map(|scenario| &scenario.points);
-        all.filter(|point| point.is_in(self.quick))
+    /// The points to be run, with their scenarios.
+    pub fn points(&self) -> impl Iterator<Item = (&Scenario, &Point)> {
+        let all = self.scenarios.iter();
+        let all =
+            all.flat_map(|scenario| scenario.points.iter().map(move |point| (scenario, point)));
+        all.filter(|(_, point)| point.is_in(self.quick))
     }
 }
 
@@ -97,15 +78,6 @@ struct Bench<'a> {
     /// Those of the plan, and the floors.
     gateways: Vec<(Kind, Option<Gateway>)>,
     begun: Instant,
-}
-
-/// How long a sample takes.
-#[derive(Clone, Copy)]
-struct Timing {
-    /// Before what counts.
-    warm_up: Duration,
-    /// What counts.
-    window: Duration,
 }
 
 /// One column of a point.
@@ -129,7 +101,7 @@ pub fn run(plan: &Plan) -> Result<Vec<Outcome>> {
     // Before anything is pinned.
     let _ = cores();
     let origin = Origin::start(Some(0))?;
-    let needs_tomcat = plan.points().any(|point| point.tomcat);
+    let needs_tomcat = plan.points().any(|(_, point)| point.tomcat);
     let tomcat = needs_tomcat.then(|| Tomcat::start(&directory.join("tomcat")));
     let setting = Setting {
         directory: directory.clone(),
@@ -150,20 +122,13 @@ pub fn run(plan: &Plan) -> Result<Vec<Outcome>> {
     let gateways = kinds.map(|kind| (kind.clone(), None)).collect();
     let mut bench = Bench { plan, setting, origin, tomcat, gateways, begun: Instant::now() };
     let mut outcomes = Vec::new();
-    let mut left: u32 = plan.points().map(shares).sum();
-    for scenario in &plan.scenarios {
-        for point in scenario.points.iter().filter(|point| point.is_in(plan.quick)) {
-            eprint!(
-                "{:>4} s  {} / {}: ",
-                bench.begun.elapsed().as_secs(),
-                scenario.name,
-                point.name
-            );
-            let outcome = bench.point(scenario, point, left);
-            eprintln!("{}", outcome.brief());
-            outcomes.push(outcome);
-            left -= shares(point);
-        }
+    let needs = schedule::needs(plan);
+    for (index, (scenario, point)) in plan.points().enumerate() {
+        let seconds = bench.begun.elapsed().as_secs();
+        eprint!("{seconds:>4} s  {} / {}: ", scenario.name, point.name);
+        let outcome = bench.point(scenario, point, &needs[index..]);
+        eprintln!("{}", outcome.brief());
+        outcomes.push(outcome);
     }
     // In good order: a gateway may write something at its end.
     for gateway in bench.gateways.into_iter().filter_map(|(_, gateway)| gateway) {
@@ -175,9 +140,9 @@ pub fn run(plan: &Plan) -> Result<Vec<Outcome>> {
 }
 
 impl Bench<'_> {
-    /// Runs a point, whose shares are among the `left` ones of the time that is left.
-    fn point(&mut self, scenario: &Scenario, point: &Point, left: u32) -> Outcome {
-        let layout = point.layout.unwrap_or(scenario.layout);
+    /// Runs a point, which is the first of those that have `needs`.
+    fn point(&mut self, scenario: &Scenario, point: &Point, needs: &[Need]) -> Outcome {
+        let layout = point.layout(scenario);
         let mut outcome = Outcome {
             scenario: scenario.name.clone(),
             title: scenario.title.clone(),
@@ -202,12 +167,10 @@ impl Bench<'_> {
                 cores()
             ));
         }
-        let tells = |figures: &[Figure]| point.bars.iter().any(|bar| figures.contains(&bar.figure));
-        let needs_direct = tells(&[Figure::AddedP50, Figure::AddedP99, Figure::P99]);
         let mut subjects: Vec<Subject> = (0..self.plan.kinds.len()).map(Subject::Gateway).collect();
-        subjects.extend(needs_direct.then_some(Subject::Direct));
+        subjects.extend(point.is_compared_to_direct().then_some(Subject::Direct));
         // Where load or gateway are always busy, as at other points, what keeps a core awake would get turns of its own.
-        let is_awake = tells(&[Figure::AddedP50, Figure::AddedP99]);
+        let is_awake = point.tells(&[Figure::AddedP50, Figure::AddedP99]);
         let _awake = match is_awake.then(keep_awake).transpose() {
             Ok(awake) => awake,
             Err(error) => {
@@ -225,16 +188,13 @@ impl Bench<'_> {
             outcome.skipped = Some(format!("no Tomcat: {error}"));
             return outcome;
         }
-        let is_idle = point.groups.iter().any(|group| group.work == Work::Idle);
-        let times = usize::try_from(shares(point)).expect("a few");
-        // Memory hardly differs from run to run, of which each starts a process and opens all tunnels anew.
-        let runs = self.plan.runs * if is_idle { 1 } else { times };
-        let slices = slices(layout, point, self.plan.window);
-        let is_kept = point.groups.iter().all(is_kept);
+        let runs = schedule::runs(self.plan, point);
+        let slices = schedule::slices(self.plan, layout, point);
+        let is_kept = point.groups.iter().all(schedule::is_kept);
         let mut clients: Vec<Option<Client>> = subjects.iter().map(|_| None).collect();
         let time_left = self.plan.bound.saturating_sub(self.begun.elapsed());
-        let share = (time_left * shares(point) / left).min(time_left / 2);
-        let runs_min = if self.plan.quick { QUICK_RUNS_MIN } else { RUNS_MIN };
+        let share = schedule::share(time_left, needs);
+        let runs_min = schedule::runs_min(self.plan);
         let begun = Instant::now();
         for slice in 0..runs * slices {
             let run = slice / slices;
@@ -274,7 +234,7 @@ impl Bench<'_> {
         let fronts = Fronts { tls: address, rsa: address, plain: address };
         let plain = without_tls(groups);
         let begun = Instant::now();
-        while let Some(left) = TOMCAT_WARM_UP.checked_sub(begun.elapsed()) {
+        while let Some(left) = schedule::TOMCAT_WARM_UP.checked_sub(begun.elapsed()) {
             // Tomcat ends a connection with its hundredth response, which is an error of the run and none here.
             let _ = Client::open(&plain, fronts).map_err(failed)?.run(left);
         }
@@ -352,7 +312,7 @@ impl Bench<'_> {
             Some(client) => client,
             None => Client::open(&groups, fronts).map_err(failed)?,
         };
-        let timing = self.timing(layout, point);
+        let timing = schedule::timing(self.plan, layout, point);
         let (sample, histogram) = self.window(&mut client, &processes, layout, timing)?;
         let is_first = cell.samples.is_empty();
         cell.add(sample, Some(histogram))?;
@@ -361,21 +321,6 @@ impl Bench<'_> {
         }
         *kept = Some(client);
         Ok(())
-    }
-
-    fn timing(&self, layout: Layout, point: &Point) -> Timing {
-        let has_pace = |group: &Group| matches!(group.work, Work::Paced { .. });
-        let warm_up = match layout {
-            // Each has a part that does not count.
-            _ if point.groups.iter().all(is_stream) => Duration::ZERO,
-            _ if point.groups.iter().any(has_pace) => PACED_WARM_UP_MIN,
-            Layout::OneCore => self.plan.warm_up,
-            // What piled up while the connections were made is not to be seen in latencies.
-            Layout::TwoCores | Layout::Scaling => self.plan.warm_up.max(WARM_UP_MIN),
-        };
-        let window = self.plan.window * if point.slow { SLOW_WINDOWS } else { 1 };
-        let slices = u32::try_from(slices(layout, point, self.plan.window)).expect("a few");
-        Timing { warm_up: warm_up / slices, window: window / slices }
     }
 
     /// A gateway that runs: it is started when it is first needed, and again when it has ended.
@@ -476,7 +421,7 @@ impl Bench<'_> {
             let gateway = Gateway::start(kind, &setting)?;
             let mut client = Client::open(&point.groups, gateway.fronts).map_err(failed)?;
             let processes = gateway.processes();
-            let timing = self.timing(Layout::Scaling, point);
+            let timing = schedule::timing(self.plan, Layout::Scaling, point);
             samples.push(self.window(&mut client, &processes, Layout::Scaling, timing)?.0);
         }
         let [one, two] = &samples[..] else { unreachable!("two are made") };
@@ -538,50 +483,6 @@ impl Sample {
     }
 }
 
-/// Of how many slices a run of a point is made, of which each has its part of `window`. Connections that are not driven wait
-/// for their gateway's next slice; streams last as long as one. Messages with a pace of their own would not wait; and of bulk,
-/// sockets hold so much that a good part of it would move between the slices, where nobody looks.
-fn slices(layout: Layout, point: &Point, window: Duration) -> usize {
-    let is_driven = |group: &Group| {
-        matches!(group.work, Work::Get { .. } | Work::Echo { .. } | Work::Connect { .. })
-            && group.connections <= SLICED_CONNECTIONS_MAX
-    };
-    let most = if point.generator.is_some() {
-        1
-    } else if point.groups.iter().all(is_stream) {
-        STREAM_SLICES
-    } else if layout == Layout::OneCore && point.groups.iter().all(is_driven) {
-        SLICES
-    } else {
-        1
-    };
-    let fit = usize::try_from(window.as_millis() / SLICE_MIN.as_millis()).unwrap_or(most);
-    fit.clamp(1, most)
-}
-
-fn is_stream(group: &Group) -> bool {
-    group.work == Work::Stream
-}
-
-/// Whether connections of a group cost nothing while nobody drives them, and may be kept from one run to the next: a
-/// thousand of them are not opened within a second. Of bulk, what the sockets hold would flow on.
-fn is_kept(group: &Group) -> bool {
-    match group.work {
-        Work::Get { .. }
-        | Work::Echo { .. }
-        | Work::Paced { .. }
-        | Work::Connect { .. }
-        | Work::Stream => true,
-        Work::Idle | Work::Download { .. } | Work::Upload { .. } => false,
-    }
-}
-
-/// Of the time for all points.
-fn shares(point: &Point) -> u32 {
-    let has_bar = point.bars.iter().any(|bar| bar.best.is_some() || bar.absolute.is_some());
-    if has_bar { BARRED_SHARES } else { 1 }
-}
-
 /// Whether something was done, and by those who were looked at.
 fn check(units: u64, processes: &[u32], usage: Usage) -> Result<()> {
     if units == 0 {
@@ -617,35 +518,4 @@ fn syscalls(client: &mut Client, processes: &[u32]) -> Option<f64> {
 /// The same load for who knows no TLS.
 fn without_tls(groups: &[Group]) -> Vec<Group> {
     groups.iter().map(|group| Group { front: Front::Plain, ..group.clone() }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bulk_is_not_sliced_since_sockets_move_it_between_slices() {
-        let mut sliced = 0;
-        let window = Duration::from_millis(500);
-        for scenario in crate::scenario::load(None, None).expect("our own") {
-            for point in &scenario.points {
-                let slices = slices(point.layout.unwrap_or(scenario.layout), point, window);
-                let is_bulk = |group: &Group| {
-                    matches!(group.work, Work::Download { .. } | Work::Upload { .. })
-                };
-                if point.groups.iter().any(is_bulk) {
-                    assert_eq!(slices, 1, "{} / {}", scenario.name, point.name);
-                }
-                sliced += usize::from(slices > 1);
-            }
-        }
-        assert!(sliced > 0);
-    }
-    #[test]
-    fn short_windows_are_not_sliced_to_nothing() {
-        let scenarios = crate::scenario::load(Some("echo"), Some("128 B, 1 tunnel")).expect("ours");
-        let point = &scenarios[0].points[0];
-        let of = |window| slices(Layout::OneCore, point, Duration::from_millis(window));
-        assert_eq!([10, 100, 150, 250, 5000].map(of), [1, 1, 2, 4, 4]);
-    }
 }

@@ -92,6 +92,30 @@ impl Point {
     pub fn is_in(&self, is_quick: bool) -> bool {
         if is_quick { self.quick } else { !self.superseded }
     }
+
+    /// The cores that it uses as a part of `scenario`.
+    #[must_use]
+    pub fn layout(&self, scenario: &Scenario) -> Layout {
+        self.layout.unwrap_or(scenario.layout)
+    }
+
+    /// Whether there is something that it must not exceed.
+    #[must_use]
+    pub fn has_bar(&self) -> bool {
+        self.bars.iter().any(|bar| bar.best.is_some() || bar.absolute.is_some())
+    }
+
+    /// Whether one of these figures is compared.
+    #[must_use]
+    pub fn tells(&self, figures: &[Figure]) -> bool {
+        self.bars.iter().any(|bar| figures.contains(&bar.figure))
+    }
+
+    /// Whether the same load is also run without any gateway.
+    #[must_use]
+    pub fn is_compared_to_direct(&self) -> bool {
+        self.tells(&[Figure::AddedP50, Figure::AddedP99, Figure::P99])
+    }
 }
 
 /// A figure and what it must not exceed.
