@@ -64,7 +64,7 @@ impl Generator {
         let configuration = directory.join("openssl.cnf");
         std::fs::write(&configuration, OPENSSL)
             .map_err(Error::io(format!("cannot write {}", configuration.display())))?;
-        let seconds = window.as_secs_f64().ceil().max(1.0);
+        let seconds = duration(window).as_secs();
         let connections = group.connections.to_string();
         let mut command = Command::new("taskset");
         command.args(["--cpu-list", &core.to_string()]).env("OPENSSL_CONF", configuration);
@@ -73,7 +73,7 @@ impl Generator {
             Self::H2load => command.args(["h2load", "--h1", "-t1", "-c", &connections, "-D"]),
         };
         let output = command
-            .args([&format!("{seconds:.0}"), &url])
+            .args([&seconds.to_string(), &url])
             .stdin(Stdio::null())
             .output()
             .map_err(Error::io(format!("cannot run {self:?}")))?;
@@ -88,6 +88,12 @@ impl Generator {
         }
         .ok_or_else(failed)
     }
+}
+
+/// For how long they run where `window` is wanted: in whole seconds, as their options are.
+#[must_use]
+pub fn duration(window: Duration) -> Duration {
+    Duration::from_secs_f64(window.as_secs_f64().ceil().max(1.0))
 }
 
 /// None when there were errors, too.

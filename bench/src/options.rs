@@ -49,10 +49,10 @@ pub struct Options {
     /// List the scenarios and end.
     #[arg(long)]
     pub list: bool,
-    /// Runs of each gateway and point; twice as many where there is a bar.
+    /// Runs of each gateway and point; up to twice as many where there is a bar.
     #[arg(long, default_value_t = 5, value_name = "N")]
     pub runs: usize,
-    /// Milliseconds that count in each run [default: 500, with --quick 250].
+    /// Milliseconds that count in each run, of which 60 % do where there is no bar [default: 500, with --quick 250].
     #[arg(long, value_name = "N")]
     pub window_ms: Option<u64>,
     /// The gateway's program.

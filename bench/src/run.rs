@@ -28,8 +28,6 @@ const LOAD_IS_BUSY: f64 = 0.97;
 const GATEWAY_IS_BUSY: f64 = 0.9;
 /// Tunnels take this long to give memory back after they became idle.
 const SETTLE: Duration = Duration::from_millis(1000);
-/// A point that has taken so many times its share of the time is very slow.
-const SHARES_MAX: u32 = 3;
 /// How long a window may get in which nothing is done yet, on a machine that is slow or busy.
 const WINDOW_MAX: Duration = Duration::from_secs(5);
 const SYSCALL_WINDOW: Duration = Duration::from_millis(200);
@@ -47,7 +45,7 @@ pub struct Plan {
     pub runs: usize,
     /// Before what counts.
     pub warm_up: Duration,
-    /// What counts.
+    /// What counts of a run, where there is a bar; elsewhere a part of it does.
     pub window: Duration,
     /// After this, what is left is skipped and told.
     pub bound: Duration,
@@ -182,6 +180,8 @@ impl Bench<'_> {
         let told = told.filter(|(floor, _)| point.floors.contains(floor) && !self.plan.quick);
         subjects.extend(told.map(|(_, index)| Subject::Gateway(index)));
         outcome.cells = subjects.iter().map(|subject| self.cell(*subject)).collect();
+        let begun = Instant::now();
+        let share = schedule::share(self.plan.bound.saturating_sub(self.begun.elapsed()), needs);
         if point.tomcat
             && let Err(error) = self.warm_tomcat(&point.groups)
         {
@@ -192,19 +192,14 @@ impl Bench<'_> {
         let slices = schedule::slices(self.plan, layout, point);
         let is_kept = point.groups.iter().all(schedule::is_kept);
         let mut clients: Vec<Option<Client>> = subjects.iter().map(|_| None).collect();
-        let time_left = self.plan.bound.saturating_sub(self.begun.elapsed());
-        let share = schedule::share(time_left, needs);
         let runs_min = schedule::runs_min(self.plan);
-        let begun = Instant::now();
         for slice in 0..runs * slices {
             let run = slice / slices;
-            let is_slow = begun.elapsed() > share && run >= runs_min;
-            if slice % slices == 0
-                && (is_slow || run > 0 && begun.elapsed() > (share * SHARES_MAX).min(time_left))
-            {
-                outcome
-                    .note
-                    .get_or_insert_with(|| format!("{run} runs: there was no time for more."));
+            let is_slow = begun.elapsed() > share.usual && run >= runs_min;
+            if slice % slices == 0 && run > 0 && (is_slow || begun.elapsed() > share.most) {
+                let note = outcome.note.take().unwrap_or_default();
+                let note = format!("{note} {run} runs: there was no time for more.");
+                outcome.note = Some(note.trim_start().to_owned());
                 break;
             }
             let columns = subjects.iter().zip(&mut outcome.cells).zip(&mut clients);
@@ -305,7 +300,8 @@ impl Bench<'_> {
             Subject::Direct => self.direct(&point.groups),
         };
         if let Some(generator) = point.generator {
-            let sample = self.external(generator, &groups, fronts, &processes, layout)?;
+            let window = schedule::timing(self.plan, layout, point).window;
+            let sample = self.external(generator, window, &groups, fronts, &processes, layout)?;
             return cell.add(sample, None);
         }
         let mut client = match kept.take() {
@@ -441,6 +437,7 @@ impl Bench<'_> {
     fn external(
         &self,
         generator: Generator,
+        window: Duration,
         groups: &[Group],
         fronts: Fronts,
         processes: &[u32],
@@ -452,8 +449,7 @@ impl Bench<'_> {
         let (before, load_before) = (measure::usage(processes), load());
         let begun = Instant::now();
         let address = fronts.address(group.front);
-        let count =
-            generator.run(group, address, self.plan.window, core, &self.setting.directory)?;
+        let count = generator.run(group, address, window, core, &self.setting.directory)?;
         let wall = begun.elapsed().as_secs_f64();
         let usage = measure::usage(processes) - before;
         check(count.requests, processes, usage)?;

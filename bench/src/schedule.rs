@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use crate::load::{Group, Work};
+use crate::external;
+use crate::load::{Group, STREAM_LEAD, Work};
 use crate::run::Plan;
 use crate::scenario::{Layout, Point, Scenario};
 
-/// Runs that a point gets even when it is slow, unless it is very slow,
+/// Runs that a point gets even when it is slow, unless others would then lack the time for theirs,
 const RUNS_MIN: usize = 5;
 /// and in a quick run, so that there is time for all points.
 const QUICK_RUNS_MIN: usize = 2;
@@ -30,10 +31,14 @@ const SLICE_MIN: Duration = Duration::from_millis(60);
 const SLICED_CONNECTIONS_MAX: usize = 64;
 /// A Tomcat compiles what it runs often: whoever came first would pay for all.
 pub(crate) const TOMCAT_WARM_UP: Duration = Duration::from_secs(4);
-/// What a run takes beside its windows, and a connection that is opened, as it was seen on a busy machine.
+/// What a run takes beside its windows, and a connection that is opened, as it was seen on a busy machine,
 const RUN_OVERHEAD: Duration = Duration::from_millis(150);
 const OPENING: Duration = Duration::from_micros(800);
-/// What a gateway takes once: its start, and a look at its system calls.
+/// and how much more than all of that may be needed, per cent.
+const MARGIN_PERCENT: u32 = 10;
+/// How many times its share a point may take, for the least number of runs, of what nobody needs.
+const SHARES_MAX: u32 = 3;
+/// What a gateway takes once, or where it is started anew: its start, and a look at its system calls.
 const GATEWAY_OVERHEAD: Duration = Duration::from_millis(500);
 
 /// How long a slice of a run takes.
@@ -46,7 +51,7 @@ pub(crate) struct Timing {
 }
 
 /// What a point asks of the time.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Need {
     /// Without which it has too few runs.
     least: Duration,
@@ -54,15 +59,30 @@ pub(crate) struct Need {
     shares: u32,
 }
 
-/// How long the first of `needs` may take of the time that is `left` for all of them.
-pub(crate) fn share(left: Duration, needs: &[Need]) -> Duration {
-    let Some(first) = needs.first() else { return Duration::ZERO };
+/// What a point gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// After this it gets no more runs than the least number.
+    pub(crate) usual: Duration,
+    /// After this it gets no more.
+    pub(crate) most: Duration,
+}
+
+/// What the first of `needs` gets of the time that is `left` for all of them. Where that is too little for all, each gets a part of
+/// what it needs.
+pub(crate) fn share(left: Duration, needs: &[Need]) -> Share {
+    let first = needs[0];
     let least: Duration = needs.iter().map(|need| need.least).sum();
     match left.checked_sub(least) {
         Some(spare) => {
-            first.least + spare * first.shares / needs.iter().map(|need| need.shares).sum::<u32>()
+            let shares: u32 = needs.iter().map(|need| need.shares).sum();
+            let usual = first.least + spare * first.shares / shares;
+            Share { usual, most: (usual * SHARES_MAX).min(first.least + spare) }
         }
-        None => left.mul_f64(first.least.as_secs_f64() / least.as_secs_f64()),
+        None => {
+            let part = left.mul_f64(first.least.as_secs_f64() / least.as_secs_f64());
+            Share { usual: part, most: part }
+        }
     }
 }
 
@@ -76,14 +96,25 @@ fn need(plan: &Plan, scenario: &Scenario, point: &Point) -> Need {
     let gateways = plan.kinds.len() + if plan.quick { 0 } else { point.floors.len() };
     let subjects = gateways + usize::from(point.is_compared_to_direct());
     let Timing { warm_up, window } = timing(plan, layout, point);
-    let windows = slices(plan, layout, point) * if layout == Layout::Scaling { 2 } else { 1 };
+    let slice = match point.generator {
+        Some(_) => external::duration(window),
+        None if point.groups.iter().all(is_stream) => STREAM_LEAD + window,
+        None => warm_up + window,
+    };
     let opening = OPENING * count(point.groups.iter().map(|group| group.connections).sum());
-    let is_opened_once = point.groups.iter().all(is_kept);
+    // How often in a run, or else once.
+    let (windows, starts, openings) = match layout {
+        Layout::Scaling => (2, 2, 2),
+        _ if is_idle(point) => (1, 1, 1),
+        _ => (slices(plan, layout, point), 0, usize::from(!point.groups.iter().all(is_kept))),
+    };
     let run = RUN_OVERHEAD
-        + (warm_up + window) * count(windows)
-        + if is_opened_once { Duration::ZERO } else { opening };
-    let once = GATEWAY_OVERHEAD + if is_opened_once { opening } else { Duration::ZERO };
-    let least = (run * count(runs_min(plan).min(plan.runs)) + once) * count(subjects)
+        + slice * count(windows)
+        + GATEWAY_OVERHEAD * count(starts)
+        + opening * count(openings);
+    let once = GATEWAY_OVERHEAD + if openings == 0 { opening } else { Duration::ZERO };
+    let runs = runs_min(plan).min(runs(plan, point));
+    let least = (run * count(runs) + once) * count(subjects) * (100 + MARGIN_PERCENT) / 100
         + if point.tomcat { TOMCAT_WARM_UP } else { Duration::ZERO };
     Need { least, shares: shares(point) }
 }
@@ -96,8 +127,7 @@ pub(crate) fn runs_min(plan: &Plan) -> usize {
 /// Runs that a point gets where there is time.
 pub(crate) fn runs(plan: &Plan, point: &Point) -> usize {
     // Memory hardly differs from run to run, of which each starts a process and opens all tunnels anew.
-    let is_idle = point.groups.iter().any(|group| group.work == Work::Idle);
-    let times = if is_idle { 1 } else { shares(point) };
+    let times = if is_idle(point) { 1 } else { shares(point) };
     plan.runs * usize::try_from(times).expect("a few")
 }
 
@@ -144,12 +174,16 @@ pub(crate) fn slices(plan: &Plan, layout: Layout, point: &Point) -> usize {
     fit.clamp(1, most)
 }
 
+fn is_idle(point: &Point) -> bool {
+    point.groups.iter().any(|group| group.work == Work::Idle)
+}
+
 fn is_stream(group: &Group) -> bool {
     group.work == Work::Stream
 }
 
-/// Whether connections of a group cost nothing while nobody drives them, and may be kept from one run to the next: a
-/// thousand of them are not opened within a second. Of bulk, what the sockets hold would flow on.
+/// Whether connections of a group cost nothing while nobody drives them, and may be kept from one run to the next: to open a
+/// thousand of them takes as long as a run. Of bulk, what the sockets hold would flow on.
 pub(crate) fn is_kept(group: &Group) -> bool {
     match group.work {
         Work::Get { .. }
@@ -173,8 +207,11 @@ fn count(few: usize) -> u32 {
 mod tests {
     use std::path::PathBuf;
 
+    use clap::Parser as _;
+
     use super::*;
     use crate::gateways::{Kind, Route};
+    use crate::options::Options;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -193,31 +230,83 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_others_need_is_left_to_them() {
-        let need = |least, shares| Need { least: SECOND * least, shares };
-        let needs = [need(10, 2), need(30, 1), need(5, 1)];
-        assert_eq!(share(SECOND * 45, &needs), SECOND * 10);
-        assert_eq!(share(SECOND * 65, &needs), SECOND * 20);
-        assert_eq!(share(SECOND * 30, &needs[1..]), SECOND * 30 * 30 / 35);
-        assert_eq!(share(Duration::ZERO, &needs), Duration::ZERO);
-        assert_eq!(share(SECOND, &[]), Duration::ZERO);
+    const fn milliseconds(count: u64) -> Duration {
+        Duration::from_millis(count)
     }
 
     #[test]
-    fn a_point_needs_more_time_with_more_to_open_and_more_to_compare_and_less_without_a_bar() {
-        let scenarios = crate::scenario::load(None, None).expect("our own");
-        let plan = plan(scenarios);
-        let of = |name: &str, wanted: &str| {
-            let points = plan.points().zip(needs(&plan));
-            let mut found = points
-                .filter(|((scenario, point), _)| scenario.name == name && point.name == wanted);
-            found.next().expect("there is one").1.least
+    fn what_others_need_is_left_to_them() {
+        let need = |least, shares| Need { least: SECOND * least, shares };
+        let of = |left, needs: &[Need]| {
+            let Share { usual, most } = share(SECOND * left, needs);
+            (usual.as_secs_f64(), most.as_secs_f64())
         };
-        assert!(of("get", "TLS, 1000 connections") > of("get", "plain, 64 connections, h2load"));
-        assert!(of("get", "TLS, 1 connection") > of("get", "TLS, 64 connections"), "floors");
-        assert!(of("idle", "5000 tunnels") > SECOND * 40);
-        assert!(of("echo", "65536 B, 64 tunnels") < of("echo", "4096 B, 64 tunnels"));
+        let needs = [need(10, 2), need(30, 1), need(5, 1)];
+        assert_eq!(of(45, &needs), (10.0, 10.0));
+        assert_eq!(of(65, &needs), (20.0, 30.0));
+        assert_eq!(of(1045, &needs), (510.0, 1010.0));
+        assert_eq!(of(145, &[need(10, 1), need(30, 2), need(5, 2)]), (30.0, 90.0));
+        assert_eq!(of(9, &needs), (2.0, 2.0), "a fifth of what all need");
+        assert_eq!(of(0, &needs), (0.0, 0.0));
+    }
+
+    fn need_of(plan: &Plan, name: &str, wanted: &str) -> Need {
+        let mut points = plan.points().zip(needs(plan));
+        let found =
+            points.find(|((scenario, point), _)| scenario.name == name && point.name == wanted);
+        found.expect("there is one").1
+    }
+
+    #[test]
+    fn a_point_needs_what_its_runs_take() {
+        let mut plan = plan(crate::scenario::load(None, None).expect("our own"));
+        // What a run takes and what is once, in milliseconds, and of how many gateways.
+        let taken = |runs: u32, run: u64, once: u64, gateways: u32| {
+            (milliseconds(run) * runs + milliseconds(once)) * gateways * 110 / 100
+        };
+        let close = |plan: &Plan, name: &str, point: &str, wanted: Duration| {
+            let Need { least, .. } = need_of(plan, name, point);
+            let difference = least.abs_diff(wanted);
+            assert!(difference < milliseconds(10), "{name} / {point}: {least:?}, {wanted:?}");
+        };
+        for (name, point, run, once, gateways) in [
+            ("get", "TLS, 64 connections", 150 + 125 + 500, 500 + 51, 2),
+            ("get", "TLS, 1 connection", 150 + 125 + 500, 500 + 1, 5),
+            ("get", "TLS, 1000 connections", 150 + 125 + 300, 500 + 800, 2),
+            ("get", "TLS, 64 connections, wrk", 150 + 1000, 500 + 51, 2),
+            ("echo", "65536 B, 1000 tunnels", 150 + 125 + 900, 500 + 800, 2),
+            ("paced", "1000 tunnels x 20/s", 150 + 600 + 500, 500 + 800, 4),
+            ("idle", "5000 tunnels", 150 + 400 + 500 + 500 + 4000, 500, 2),
+            ("flush", "64 streams", 150 + 600 + 500, 500 + 51, 5),
+            ("bulk", "download tls, 16 connections", 150 + 125 + 500 + 13, 500, 2),
+            ("scaling", "64 connections", 150 + 2 * 900 + 2 * 500 + 2 * 51, 500, 2),
+        ] {
+            close(&plan, name, point, taken(5, run, once, gateways));
+        }
+        let tomcat = taken(5, 150 + 125 + 300, 500 + 13, 2) + TOMCAT_WARM_UP;
+        close(&plan, "tomcat", "servlet", tomcat);
+        plan.runs = 1;
+        close(&plan, "get", "TLS, 64 connections", taken(2, 775, 551, 2));
+        close(&plan, "get", "TLS, 1000 connections", taken(1, 575, 1300, 2));
+        (plan.runs, plan.quick) = (5, true);
+        close(&plan, "get", "TLS, 1 connection", taken(2, 775, 501, 2));
+    }
+
+    #[test]
+    fn there_is_time_for_what_all_points_need() {
+        for options in [&["bench", "--tlsplice", "x"][..], &["bench", "--tlsplice", "x", "--quick"]]
+        {
+            let options = Options::try_parse_from(options).expect("they are valid");
+            let plan = Plan {
+                kinds: options.kinds(false).expect("known rivals"),
+                quick: options.quick,
+                warm_up: options.window() / 4,
+                window: options.window(),
+                ..plan(crate::scenario::load(None, None).expect("our own"))
+            };
+            let least: Duration = needs(&plan).iter().map(|need| need.least).sum();
+            assert!(least < options.bound(), "{least:?} of {:?}", options.bound());
+        }
     }
 
     #[test]

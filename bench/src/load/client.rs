@@ -20,7 +20,9 @@ const TURNS: usize = 16;
 const RELEASED_MAX: usize = 64;
 /// Chunks of a stream that come before those whose delay counts. Those that matter have flowed for a while; at the beginning
 /// all are asked for at once, gateways compare otherwise, and presumably the kernel acknowledges otherwise.
-const LEAD: u64 = 15;
+const LEAD: u32 = 15;
+/// How long they take.
+pub(crate) const STREAM_LEAD: Duration = TICK.saturating_mul(LEAD);
 /// How long streams may take beyond the window that they were asked for.
 const STREAMS_LATE: Duration = Duration::from_secs(5);
 /// How far a body that is taken at a rate may lag behind it and catch up, nanoseconds.
@@ -247,7 +249,7 @@ impl Client {
 
     /// Asks for streams of which what counts lasts as long as `window`.
     fn begin_streams(&mut self, window: Duration) -> io::Result<()> {
-        let chunks = LEAD + (nanoseconds(window) / nanoseconds(TICK)).max(1);
+        let chunks = u64::from(LEAD) + (nanoseconds(window) / nanoseconds(TICK)).max(1);
         for slot in 0..self.slots.len() {
             let entry = &mut self.slots[slot];
             let state = &mut self.groups[entry.group];
@@ -480,7 +482,7 @@ impl Client {
                     let mut count = before;
                     for late in stamps(&mut entry.input, clock::now()) {
                         state.tally.units += 1;
-                        if count >= LEAD {
+                        if count >= u64::from(LEAD) {
                             state.tally.latency.saturating_record(late);
                         }
                         count += 1;

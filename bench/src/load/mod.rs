@@ -16,6 +16,7 @@ use hdrhistogram::Histogram;
 use serde::Deserialize;
 
 pub use client::Client;
+pub(crate) use client::STREAM_LEAD;
 
 /// Which listener of a gateway is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
