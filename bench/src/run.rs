@@ -195,8 +195,7 @@ impl Bench<'_> {
         let runs_min = schedule::runs_min(self.plan);
         for slice in 0..runs * slices {
             let run = slice / slices;
-            let is_slow = begun.elapsed() > share.usual && run >= runs_min;
-            if slice % slices == 0 && run > 0 && (is_slow || begun.elapsed() > share.most) {
+            if slice % slices == 0 && !share.allows(begun.elapsed(), run, runs_min) {
                 let note = outcome.note.take().unwrap_or_default();
                 let note = format!("{note} {run} runs: there was no time for more.");
                 outcome.note = Some(note.trim_start().to_owned());

@@ -62,10 +62,18 @@ pub(crate) struct Need {
 /// What a point gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Share {
-    /// After this it gets no more runs than the least number.
+    /// Beyond this it gets no more runs than the least number,
     pub(crate) usual: Duration,
-    /// After this it gets no more.
+    /// and beyond this none.
     pub(crate) most: Duration,
+}
+
+impl Share {
+    /// Whether there is time for one more run behind `done` ones that have taken `elapsed`, of which there should be `least` at least.
+    pub(crate) fn allows(self, elapsed: Duration, done: usize, least: usize) -> bool {
+        let bound = if done < least { self.most } else { self.usual };
+        done == 0 || elapsed + elapsed / count(done) <= bound
+    }
 }
 
 /// What the first of `needs` gets of the time that is `left` for all of them. Where that is too little for all, each gets a part of
@@ -248,6 +256,15 @@ mod tests {
         assert_eq!(of(145, &[need(10, 1), need(30, 2), need(5, 2)]), (30.0, 90.0));
         assert_eq!(of(9, &needs), (2.0, 2.0), "a fifth of what all need");
         assert_eq!(of(0, &needs), (0.0, 0.0));
+    }
+
+    #[test]
+    fn a_run_that_would_take_the_time_of_others_is_not_made() {
+        let share = Share { usual: SECOND * 10, most: SECOND * 20 };
+        let allows = |seconds, done| share.allows(SECOND * seconds, done, 5);
+        assert!(allows(100, 0), "one is always made");
+        assert!(allows(16, 4) && !allows(17, 4), "the fifth would end at 20 s, or later");
+        assert!(allows(8, 5) && !allows(9, 5), "the sixth, at 9.6 and 10.8 s");
     }
 
     fn need_of(plan: &Plan, name: &str, wanted: &str) -> Need {
