@@ -71,7 +71,7 @@ fn bench(options: &Options) -> Result<()> {
         scenarios,
         quick: options.quick,
         runs: options.runs.max(1),
-        warm_up: options.window() / 4,
+        warm_up: options.warm_up(),
         window: options.window(),
         bound: options.bound(),
         directory: options.scratch().join("run"),

@@ -68,6 +68,12 @@ impl Options {
         Duration::from_millis(self.window_ms.unwrap_or(default).max(1))
     }
 
+    /// What comes before that.
+    #[must_use]
+    pub fn warm_up(&self) -> Duration {
+        self.window() / 4
+    }
+
     /// After this, what is left is skipped and told.
     #[must_use]
     pub fn bound(&self) -> Duration {

@@ -12,7 +12,7 @@ use tlsplice_fixtures::{Error, Result};
 
 use crate::certificate::Certificates;
 use crate::external::Generator;
-use crate::floor::FLOORS;
+use crate::floor::{FLOORS, Floor};
 use crate::gateways::{Gateway, Kind, Setting};
 use crate::load::{Client, Front, Fronts, Group, Work};
 use crate::machine::{cores, keep_awake, load_core, raise_descriptors, taskset};
@@ -64,6 +64,12 @@ impl Plan {
         let all =
             all.flat_map(|scenario| scenario.points.iter().map(move |point| (scenario, point)));
         all.filter(|(_, point)| point.is_in(self.quick))
+    }
+
+    /// The floors that are told beside a point.
+    #[must_use]
+    pub fn floors<'a>(&self, point: &'a Point) -> &'a [Floor] {
+        if self.quick { &[] } else { &point.floors }
     }
 }
 
@@ -177,7 +183,7 @@ impl Bench<'_> {
             }
         };
         let told = FLOORS.iter().zip(self.plan.kinds.len()..);
-        let told = told.filter(|(floor, _)| point.floors.contains(floor) && !self.plan.quick);
+        let told = told.filter(|(floor, _)| self.plan.floors(point).contains(floor));
         subjects.extend(told.map(|(_, index)| Subject::Gateway(index)));
         outcome.cells = subjects.iter().map(|subject| self.cell(*subject)).collect();
         let begun = Instant::now();

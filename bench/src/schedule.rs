@@ -31,15 +31,16 @@ const SLICE_MIN: Duration = Duration::from_millis(60);
 const SLICED_CONNECTIONS_MAX: usize = 64;
 /// A Tomcat compiles what it runs often: whoever came first would pay for all.
 pub(crate) const TOMCAT_WARM_UP: Duration = Duration::from_secs(4);
-/// What a run takes beside its windows, and a connection that is opened, as it was seen on a busy machine,
+/// What a run takes beside its windows, as it was seen on a busy machine,
 const RUN_OVERHEAD: Duration = Duration::from_millis(150);
+/// a connection that is opened,
 const OPENING: Duration = Duration::from_micros(800);
+/// a gateway once, or whenever it is started: the start, and a look at its system calls,
+const GATEWAY_OVERHEAD: Duration = Duration::from_millis(500);
 /// and how much more than all of that may be needed, per cent.
 const MARGIN_PERCENT: u32 = 10;
-/// How many times its share a point may take, for the least number of runs, of what nobody needs.
+/// How many times its usual share a point may take to get its least number of runs, where others have what they need.
 const SHARES_MAX: u32 = 3;
-/// What a gateway takes once, or where it is started anew: its start, and a look at its system calls.
-const GATEWAY_OVERHEAD: Duration = Duration::from_millis(500);
 
 /// How long a slice of a run takes.
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +102,7 @@ pub(crate) fn needs(plan: &Plan) -> Vec<Need> {
 
 fn need(plan: &Plan, scenario: &Scenario, point: &Point) -> Need {
     let layout = point.layout(scenario);
-    let gateways = plan.kinds.len() + if plan.quick { 0 } else { point.floors.len() };
+    let gateways = plan.kinds.len() + plan.floors(point).len();
     let subjects = gateways + usize::from(point.is_compared_to_direct());
     let Timing { warm_up, window } = timing(plan, layout, point);
     let slice = match point.generator {
@@ -317,7 +318,7 @@ mod tests {
             let plan = Plan {
                 kinds: options.kinds(false).expect("known rivals"),
                 quick: options.quick,
-                warm_up: options.window() / 4,
+                warm_up: options.warm_up(),
                 window: options.window(),
                 ..plan(crate::scenario::load(None, None).expect("our own"))
             };
