@@ -22,6 +22,11 @@ pub(crate) fn version() -> Result<String> {
     known.ok_or_else(|| Error::failed("rustc -vV does not name its release"))
 }
 
+/// The first number of the version of the compiler's LLVM, which Debian's packages have in their names.
+pub(crate) fn llvm_major() -> Result<u32> {
+    major_of(&ask(&["-vV"])?).ok_or_else(|| Error::failed("rustc -vV does not name its LLVM"))
+}
+
 /// LLVM's programs, which must be of the compiler's own version.
 pub(crate) struct Llvm {
     directory: PathBuf,
@@ -34,8 +39,7 @@ impl Llvm {
         if own.join("llvm-cov").exists() {
             return Ok(Self { directory: own });
         }
-        let major = llvm_major(&ask(&["-vV"])?)
-            .ok_or_else(|| Error::failed("rustc -vV does not name its LLVM"))?;
+        let major = llvm_major()?;
         tools::ensure_packages(&[&format!("llvm-{major}")])?;
         Ok(Self { directory: PathBuf::from(format!("/usr/lib/llvm-{major}/bin")) })
     }
@@ -64,7 +68,7 @@ fn value<'a>(version: &'a str, name: &str) -> Option<&'a str> {
     version.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
 }
 
-fn llvm_major(version: &str) -> Option<u32> {
+fn major_of(version: &str) -> Option<u32> {
     value(version, "LLVM version")?.split('.').next()?.parse().ok()
 }
 
@@ -75,7 +79,7 @@ mod tests {
     #[test]
     fn the_versions_are_read() {
         let told = "rustc 1.95.0\nrelease: 1.95.0\nLLVM version: 22.1.2\n";
-        assert_eq!((value(told, "release"), llvm_major(told)), (Some("1.95.0"), Some(22)));
-        assert_eq!((value("", "release"), llvm_major("")), (None, None));
+        assert_eq!((value(told, "release"), major_of(told)), (Some("1.95.0"), Some(22)));
+        assert_eq!((value("", "release"), major_of("")), (None, None));
     }
 }

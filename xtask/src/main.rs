@@ -8,6 +8,7 @@ mod coverage;
 mod ebpf;
 mod faults;
 mod fuzz;
+mod layout;
 mod profile;
 mod run;
 mod sbom;
@@ -45,14 +46,16 @@ enum Command {
     Test(check::Options),
     /// Build the gateway as it is to be installed: `target/release/tlsplice`.
     ///
-    /// Unlike `cargo build --release`, with the record of what the gateway does often, which is in `proxy/` for one version
-    /// of the compiler.
+    /// Unlike `cargo build --release`, with the records of what the gateway does often, which are in `proxy/` for one version
+    /// of the compiler: one for the compiler, one to put the code into another order after it is linked. The latter takes
+    /// LLVM's BOLT, Debian's package, installed when missing.
     Build,
-    /// Record what the gateway does often, for the compiler that is in use. Takes some ten minutes.
+    /// Record what the gateway does often, for the compiler that is in use. Takes some fifteen minutes.
     ///
-    /// Builds a gateway that counts, has the benchmark use it, and writes `proxy/rustc-VERSION.profdata`. Needs root, and
-    /// LLVM's programs of the compiler's version: rustup's component llvm-tools, or Debian's package, installed when missing.
-    Profile,
+    /// Builds a gateway that counts, has the benchmark use it, and writes `proxy/rustc-VERSION.profdata`; then the same once
+    /// more with what that gave, for `proxy/rustc-VERSION.layout.gz`. Needs root, LLVM's programs of the compiler's version
+    /// (rustup's component llvm-tools, or Debian's package), and BOLT and strace (Debian's), which are installed when missing.
+    Profile(profile::Options),
     /// Build the programs that the kernel runs, check the object that is checked in, or print what they cost.
     ///
     /// Needs a compiler for BPF: Debian's (rustc-web, installed when missing), one named by EBPF_RUSTC, or a nightly
@@ -114,7 +117,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(&options),
         Command::Test(options) => check::run(&options),
         Command::Build => profile::build(),
-        Command::Profile => profile::record(),
+        Command::Profile(options) => profile::record(&options),
         Command::Ebpf(options) => ebpf::command(&options),
         Command::Bench(options) => bench::run(&options),
         Command::TlsCheck => tls_check::run(),

@@ -1,0 +1,158 @@
+//! Code put in a new order after it was linked, by LLVM's BOLT: what runs in a row lies in a row, and what hardly ever runs lies
+//! elsewhere. The compiler, which has the same record of what is done often, decides within a function; this goes by the
+//! program as it has become, and across functions.
+//!
+//! `proxy/rustc-VERSION.layout.gz` is the record: how often each block of each function ran. It holds for the code that this
+//! compiler makes with its own record; what has changed since is inferred as far as it resembles what was recorded.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::UNIX_EPOCH;
+
+use tlsplice_fixtures::{Error, Result};
+
+use crate::{compiler, tools};
+
+/// Has the linker keep what is needed to move code, which the program as it is installed no longer has.
+pub(crate) const MOVABLE: &str = "-Clink-arg=-Wl,--emit-relocs";
+
+/// The library that encrypts stays as its authors made it: much of it is assembly written for its order, and moving it gained
+/// nothing.
+const FIXED: &str = "--skip-funcs=.*aws_lc.*";
+
+/// Blocks by what follows what, functions by who calls whom, and what never ran, for errors too, out of the way. Lines stay known to
+/// `perf` and in backtraces.
+const ORDER: [&str; 7] = [
+    "--infer-stale-profile",
+    "--reorder-blocks=ext-tsp",
+    "--reorder-functions=cdsort",
+    "--split-functions",
+    "--split-all-cold",
+    "--split-eh",
+    "--update-debug-sections",
+];
+
+/// BOLT of the compiler's LLVM.
+pub(crate) struct Bolt {
+    directory: PathBuf,
+}
+
+impl Bolt {
+    /// Debian's, installed when missing.
+    pub(crate) fn find() -> Result<Self> {
+        let major = compiler::llvm_major()?;
+        tools::ensure_packages(&[&format!("bolt-{major}")])?;
+        Ok(Self { directory: PathBuf::from(format!("/usr/lib/llvm-{major}/bin")) })
+    }
+
+    /// Replaces `program`, which was linked with [`MOVABLE`], by the same with its code in the order that `record` tells. What was
+    /// made last is kept in `cache`, and used again for the same program and record.
+    pub(crate) fn apply(&self, program: &Path, record: &Path, cache: &Path) -> Result<()> {
+        let (made, stamp) = (cache.join("ordered"), cache.join("ordered-of"));
+        let identity = identity(program, record)?;
+        if fs::read_to_string(&stamp).ok().as_deref() != Some(&identity) {
+            eprintln!("ordering the code by what runs in a row (takes some ten seconds)");
+            fs::create_dir_all(cache).map_err(Error::io("cannot make a folder"))?;
+            let text = cache.join("layout.yaml");
+            let mut unpack = Command::new("gzip");
+            unpack.args(["-d", "-c"]).arg(record).stdout(create(&text)?);
+            tools::must_succeed("gzip", &mut unpack)?;
+            let (data, output) = (joined("--data=", &text), joined("-o=", &made));
+            let arguments =
+                ORDER.iter().map(OsStr::new).chain([data.as_os_str(), output.as_os_str()]);
+            self.bolt(program, arguments, &cache.join("ordered.log"))?;
+            fs::write(&stamp, identity).map_err(Error::io("cannot say what was ordered"))?;
+        }
+        // The build's own file is another name of what cargo keeps: it is replaced, not written.
+        let next = program.with_extension("ordered");
+        fs::copy(&made, &next).map_err(Error::io(format!("cannot write {}", next.display())))?;
+        fs::rename(&next, program)
+            .map_err(Error::io(format!("cannot replace {}", program.display())))
+    }
+
+    /// Makes a program that counts its blocks, and at its end writes what it has counted into a file in `counts`.
+    pub(crate) fn instrument(&self, program: &Path, counting: &Path, counts: &Path) -> Result<()> {
+        let file = joined("--instrumentation-file=", &counts.join("of"));
+        let options = ["--instrument", "--instrumentation-file-append-pid"].map(OsStr::new);
+        let output = joined("-o=", counting);
+        let arguments = options.into_iter().chain([file.as_os_str(), output.as_os_str()]);
+        self.bolt(program, arguments, &counting.with_extension("log"))
+    }
+
+    /// Makes the record of all that was counted while `program` ran as [`Bolt::instrument`] made it.
+    pub(crate) fn record(&self, program: &Path, counts: &Path, record: &Path) -> Result<()> {
+        let all = counts.join("all");
+        let mut merge = Command::new(self.directory.join("merge-fdata"));
+        for entry in fs::read_dir(counts).map_err(Error::io("cannot list the counts"))? {
+            merge.arg(entry.map_err(Error::io("cannot list the counts"))?.path());
+        }
+        merge.stdout(create(&all)?).stderr(Stdio::null());
+        tools::must_succeed("merge-fdata", &mut merge)?;
+        let text = counts.join("layout.yaml");
+        let arguments =
+            [joined("--data=", &all), joined("-w=", &text), joined("-o=", &counts.join("unused"))];
+        self.bolt(program, arguments.iter().map(AsRef::as_ref), &counts.join("log"))?;
+        // Without name and time, so that equal records are equal files.
+        let mut pack = Command::new("gzip");
+        pack.args(["-9", "-n", "-c"]).arg(&text).stdout(create(record)?);
+        tools::must_succeed("gzip", &mut pack)
+    }
+
+    /// What it says goes into a file: it has hundreds of remarks about a program that is as it should be.
+    fn bolt<'a>(
+        &self,
+        program: &Path,
+        arguments: impl Iterator<Item = &'a OsStr>,
+        log: &Path,
+    ) -> Result<()> {
+        let mut command = Command::new(self.directory.join("llvm-bolt"));
+        command.arg(program).arg(FIXED).args(arguments);
+        command.stdout(Stdio::null()).stderr(create(log)?);
+        tools::must_succeed(&format!("llvm-bolt (it says why in {})", log.display()), &mut command)
+    }
+}
+
+/// A name for what comes of `program` and `record`, which changes with either.
+fn identity(program: &Path, record: &Path) -> Result<String> {
+    let of = |path: &Path| {
+        let seen = fs::metadata(path).and_then(|seen| Ok((seen.len(), seen.modified()?)));
+        let (len, time) = seen.map_err(Error::io(format!("cannot see {}", path.display())))?;
+        let time = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(format!("{len:x}-{:x}", time.as_nanos()))
+    };
+    Ok(format!("{}-{}", of(program)?, of(record)?))
+}
+
+/// An option with a path, which may be no text.
+fn joined(option: &str, path: &Path) -> OsString {
+    let mut argument = OsString::from(option);
+    argument.push(path);
+    argument
+}
+
+fn create(path: &Path) -> Result<File> {
+    File::create(path).map_err(Error::io(format!("cannot write {}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_program_or_record_is_told_from_the_one_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let (program, record) = (directory.path().join("program"), directory.path().join("record"));
+        fs::write(&program, "a").unwrap();
+        fs::write(&record, "b").unwrap();
+        let first = identity(&program, &record).unwrap();
+        assert_eq!(identity(&program, &record).unwrap(), first);
+        fs::write(&record, "bb").unwrap();
+        let second = identity(&program, &record).unwrap();
+        fs::write(&program, "aa").unwrap();
+        let third = identity(&program, &record).unwrap();
+        assert!(first != second && second != third);
+        assert!(identity(&directory.path().join("none"), &record).is_err());
+    }
+}
