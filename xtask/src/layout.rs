@@ -55,6 +55,9 @@ impl Bolt {
         if fs::read_to_string(&stamp).ok().as_deref() != Some(&identity) {
             eprintln!("ordering the code by what runs in a row (takes some ten seconds)");
             fs::create_dir_all(cache).map_err(Error::io("cannot make a folder"))?;
+            // From here on it is nobody's, until it is whole.
+            let failed = || Error::io(format!("cannot write {}", stamp.display()));
+            fs::write(&stamp, "").map_err(failed())?;
             let text = cache.join("layout.yaml");
             let mut unpack = Command::new("gzip");
             unpack.args(["-d", "-c"]).arg(record).stdout(create(&text)?);
@@ -63,7 +66,7 @@ impl Bolt {
             let arguments =
                 ORDER.iter().map(OsStr::new).chain([data.as_os_str(), output.as_os_str()]);
             self.bolt(program, arguments, &cache.join("ordered.log"))?;
-            fs::write(&stamp, identity).map_err(Error::io("cannot say what was ordered"))?;
+            fs::write(&stamp, identity).map_err(failed())?;
         }
         // The build's own file is another name of what cargo keeps: it is replaced, not written.
         let next = program.with_extension("ordered");
@@ -114,7 +117,7 @@ impl Bolt {
     }
 }
 
-/// A name for what comes of `program` and `record`, which changes with either.
+/// Tells what comes of `program` and `record` with these options from what came of others.
 fn identity(program: &Path, record: &Path) -> Result<String> {
     let of = |path: &Path| {
         let seen = fs::metadata(path).and_then(|seen| Ok((seen.len(), seen.modified()?)));
@@ -122,7 +125,7 @@ fn identity(program: &Path, record: &Path) -> Result<String> {
         let time = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(format!("{len:x}-{:x}", time.as_nanos()))
     };
-    Ok(format!("{}-{}", of(program)?, of(record)?))
+    Ok(format!("{} {} {FIXED} {}", of(program)?, of(record)?, ORDER.join(" ")))
 }
 
 /// An option with a path, which may be no text.

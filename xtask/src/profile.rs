@@ -40,17 +40,17 @@ pub(crate) fn build_release(arguments: &[&str]) -> Result<()> {
         return compile(arguments, None, None);
     }
     let record = layout_file(&version);
-    let bolt = if record.exists() { bolt_or_word() } else { None };
+    let bolt = if record.exists() { Bolt::find().map(Some) } else { Ok(None) };
+    let bolt = or_word(bolt).flatten();
     compile(arguments, Some(&file(&version)), bolt.as_ref().map(|_| layout::MOVABLE))?;
-    match bolt {
-        Some(bolt) => bolt.apply(&gateway(), &record, &directory()),
-        None => Ok(()),
-    }
+    // Until it has succeeded, the program is as it was linked, which serves as well.
+    or_word(bolt.map_or(Ok(()), |bolt| bolt.apply(&gateway(), &record, &directory())));
+    Ok(())
 }
 
-/// What orders the code, or a word on why it is not ordered.
-fn bolt_or_word() -> Option<Bolt> {
-    Bolt::find()
+/// What came of a step on the way to code in order, or a word on what its failure costs.
+fn or_word<T>(result: Result<T>) -> Option<T> {
+    result
         .inspect_err(|error| {
             eprintln!(
                 "the code stays as it was linked, with which requests on few connections cost a twentieth more: {error}"
