@@ -53,7 +53,7 @@ fn or_word<T>(result: Result<T>) -> Option<T> {
     result
         .inspect_err(|error| {
             eprintln!(
-                "the code stays as it was linked, with which requests on few connections cost a twentieth more: {error}"
+                "the code stays as it was linked, with which requests on few connections cost about a twentieth more: {error}"
             );
         })
         .ok()
