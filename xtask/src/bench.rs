@@ -4,7 +4,7 @@ use std::process::{Command, ExitCode};
 
 use tlsplice_fixtures::{Error, Result};
 
-use crate::{profile, tools};
+use crate::profile;
 
 /// What is measured: known to the benchmark only, `--help` too.
 #[derive(clap::Args)]
@@ -17,10 +17,9 @@ pub(crate) struct Options {
 /// Builds and starts it.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     profile::build_release(&["--package", "tlsplice-bench"])?;
-    let release = tools::target().join("release");
-    let status = Command::new(release.join("tlsplice-bench"))
+    let status = Command::new(profile::benchmark())
         .arg("--tlsplice")
-        .arg(release.join("tlsplice"))
+        .arg(profile::gateway())
         .args(&options.arguments)
         .status()
         .map_err(Error::io("cannot run the benchmark"))?;

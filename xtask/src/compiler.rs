@@ -22,9 +22,12 @@ pub(crate) fn version() -> Result<String> {
     known.ok_or_else(|| Error::failed("rustc -vV does not name its release"))
 }
 
-/// The first number of the version of the compiler's LLVM, which Debian's packages have in their names.
-pub(crate) fn llvm_major() -> Result<u32> {
-    major_of(&ask(&["-vV"])?).ok_or_else(|| Error::failed("rustc -vV does not name its LLVM"))
+/// Installs Debian's package `name` of the compiler's LLVM when it is missing, and tells where its programs are.
+pub(crate) fn ensure_llvm(name: &str) -> Result<PathBuf> {
+    let major = llvm_major(&ask(&["-vV"])?)
+        .ok_or_else(|| Error::failed("rustc -vV does not name its LLVM"))?;
+    tools::ensure_packages(&[&format!("{name}-{major}")])?;
+    Ok(PathBuf::from(format!("/usr/lib/llvm-{major}/bin")))
 }
 
 /// LLVM's programs, which must be of the compiler's own version.
@@ -39,9 +42,7 @@ impl Llvm {
         if own.join("llvm-cov").exists() {
             return Ok(Self { directory: own });
         }
-        let major = llvm_major()?;
-        tools::ensure_packages(&[&format!("llvm-{major}")])?;
-        Ok(Self { directory: PathBuf::from(format!("/usr/lib/llvm-{major}/bin")) })
+        Ok(Self { directory: ensure_llvm("llvm")? })
     }
 
     /// Makes one file of all counts in the folder `raw`, without what was never reached.
@@ -68,7 +69,7 @@ fn value<'a>(version: &'a str, name: &str) -> Option<&'a str> {
     version.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
 }
 
-fn major_of(version: &str) -> Option<u32> {
+fn llvm_major(version: &str) -> Option<u32> {
     value(version, "LLVM version")?.split('.').next()?.parse().ok()
 }
 
@@ -79,7 +80,7 @@ mod tests {
     #[test]
     fn the_versions_are_read() {
         let told = "rustc 1.95.0\nrelease: 1.95.0\nLLVM version: 22.1.2\n";
-        assert_eq!((value(told, "release"), major_of(told)), (Some("1.95.0"), Some(22)));
-        assert_eq!((value("", "release"), major_of("")), (None, None));
+        assert_eq!((value(told, "release"), llvm_major(told)), (Some("1.95.0"), Some(22)));
+        assert_eq!((value("", "release"), llvm_major("")), (None, None));
     }
 }

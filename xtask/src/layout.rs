@@ -22,8 +22,8 @@ pub(crate) const MOVABLE: &str = "-Clink-arg=-Wl,--emit-relocs";
 /// nothing.
 const FIXED: &str = "--skip-funcs=.*aws_lc.*";
 
-/// Blocks by what follows what, functions by who calls whom, and what never ran, for errors too, out of the way. Lines stay known to
-/// `perf` and in backtraces.
+/// Blocks by what follows what, functions by who calls whom, and what never ran, for errors too, out of the way. Who asks for the line
+/// of an address (`addr2line`) still gets it.
 const ORDER: [&str; 7] = [
     "--infer-stale-profile",
     "--reorder-blocks=ext-tsp",
@@ -42,9 +42,7 @@ pub(crate) struct Bolt {
 impl Bolt {
     /// Debian's, installed when missing.
     pub(crate) fn find() -> Result<Self> {
-        let major = compiler::llvm_major()?;
-        tools::ensure_packages(&[&format!("bolt-{major}")])?;
-        Ok(Self { directory: PathBuf::from(format!("/usr/lib/llvm-{major}/bin")) })
+        Ok(Self { directory: compiler::ensure_llvm("bolt")? })
     }
 
     /// Replaces `program`, which was linked with [`MOVABLE`], by the same with its code in the order that `record` tells. What was

@@ -7,7 +7,6 @@
 
 use std::ffi::OsString;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::{env, fs};
@@ -20,6 +19,10 @@ use crate::tools;
 
 /// What the benchmark does with a gateway that counts: everything that is worth being quick, some seconds of each.
 const TRAINING: [&str; 7] = ["--quick", "--rivals", "none", "--runs", "1", "--window-ms", "500"];
+
+/// Runs the program that is named as the script is, without its ending.
+const UNCONFINED: &str = "exec strace -D -f --seccomp-bpf -qq -o \"${0%.sh}.strace\" \
+    -e trace=seccomp,landlock_restrict_self -e inject=seccomp,landlock_restrict_self:retval=0 \"${0%.sh}\" \"$@\"\n";
 
 /// What is recorded.
 #[derive(clap::Args)]
@@ -87,6 +90,7 @@ pub(crate) fn build() -> Result<ExitCode> {
 pub(crate) fn record(options: &Options) -> Result<ExitCode> {
     let version = compiler::version()?;
     let bolt = Bolt::find()?;
+    tools::ensure_packages(&["strace"])?;
     if !options.order {
         record_profile(&version)?;
     }
@@ -141,30 +145,26 @@ fn record_order(bolt: &Bolt, version: &str) -> Result<()> {
 /// the kernel for it succeed without being made. It is the very gateway, as its order must be that of the one installed: of another
 /// program that does the same, a third of what ran was in functions that are compiled otherwise.
 fn unconfined(gateway: &Path) -> Result<PathBuf> {
-    tools::ensure_packages(&["strace"])?;
     let path = gateway.with_extension("sh");
-    let failed = || Error::io(format!("cannot write {}", path.display()));
-    let text = format!(
-        "#!/bin/sh\nexec strace -D -f --seccomp-bpf -qq -o '{log}' -e trace=seccomp,landlock_restrict_self \
-         -e inject=seccomp,landlock_restrict_self:retval=0 '{gateway}' \"$@\"\n",
-        log = gateway.with_extension("strace").display(),
-        gateway = gateway.display(),
-    );
-    fs::write(&path, text).map_err(failed())?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).map_err(failed())?;
+    tools::write_script(&path, UNCONFINED)?;
     Ok(path)
 }
 
 /// Has the benchmark use a gateway.
 fn train(gateway: &Path) -> Result<()> {
-    let mut bench = Command::new(tools::target().join("release/tlsplice-bench"));
+    let mut bench = Command::new(benchmark());
     bench.args(TRAINING).arg("--tlsplice").arg(gateway);
     tools::must_succeed("the benchmark", &mut bench)
 }
 
-/// The gateway as cargo builds it.
-fn gateway() -> PathBuf {
+/// Where the gateway is built.
+pub(crate) fn gateway() -> PathBuf {
     tools::target().join("release/tlsplice")
+}
+
+/// Where the benchmark is built.
+pub(crate) fn benchmark() -> PathBuf {
+    tools::target().join("release/tlsplice-bench")
 }
 
 /// Where what is made on the way is kept.

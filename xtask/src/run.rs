@@ -99,7 +99,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let signals =
         Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(Error::io("cannot listen to signals"))?;
     profile::build_release(&[])?;
-    let binary = tools::target().join("release/tlsplice");
+    let binary = profile::gateway();
     let Some(config) = &options.config else { return run_prepared(options, &binary, signals) };
     let gateway = start_gateway(&binary, config)?;
     follow(gateway, signals, |_| Ok(true))

@@ -67,7 +67,7 @@ fn run(name: &str, numbers: &[(&str, u64)]) -> Result<ExitCode> {
     let report = tools::target().join(format!("{name}.json"));
     let release = tools::target().join("release");
     let mut command = Command::new(release.join(&driver));
-    command.env("TLSPLICE_TEST_BINARY", release.join("tlsplice"));
+    command.env("TLSPLICE_TEST_BINARY", profile::gateway());
     for (name, number) in numbers {
         command.arg(name).arg(number.to_string());
     }

@@ -50,11 +50,17 @@ pub(crate) fn must_succeed(what: &str, command: &mut Command) -> Result<()> {
 /// it for the crates of this workspace alone and keeps what it made apart from everything else.
 pub(crate) fn compiler_wrapper(directory: &Path, flags: &str) -> Result<PathBuf> {
     let path = directory.join("rustc");
-    let failed = || Error::io(format!("cannot write {}", path.display()));
-    fs::create_dir_all(directory).map_err(failed())?;
-    fs::write(&path, format!("#!/bin/sh\nexec \"$@\" {flags}\n")).map_err(failed())?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).map_err(failed())?;
+    fs::create_dir_all(directory)
+        .map_err(Error::io(format!("cannot make {}", directory.display())))?;
+    write_script(&path, &format!("exec \"$@\" {flags}\n"))?;
     Ok(path)
+}
+
+/// Writes a program of lines for the shell.
+pub(crate) fn write_script(path: &Path, lines: &str) -> Result<()> {
+    let failed = || Error::io(format!("cannot write {}", path.display()));
+    fs::write(path, format!("#!/bin/sh\n{lines}")).map_err(failed())?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(failed())
 }
 
 /// Runs a build that tells of its results as JSON, and returns the one program among them.

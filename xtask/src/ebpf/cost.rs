@@ -119,7 +119,7 @@ impl Gateway {
         let io = || Error::io(format!("cannot write {}", file.display()));
         fs::create_dir_all(file.parent().unwrap_or(Path::new("."))).map_err(io())?;
         fs::write(&file, text).map_err(io())?;
-        let mut command = Command::new(tools::target().join("release/tlsplice"));
+        let mut command = Command::new(profile::gateway());
         command.arg("run").arg("--config").arg(&file).stderr(Stdio::piped());
         let mut process = Process::spawn("the gateway", &mut command)?;
         let stderr = process.child_mut().stderr.take();
