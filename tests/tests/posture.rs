@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::unix::fs::{FileExt as _, chown};
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -214,25 +215,28 @@ impl Site {
     }
 }
 
+/// Whether the site's certificate is this one.
+fn shows(gateway: SocketAddr, certificate: &Certificate) -> bool {
+    let config = Arc::new(tlsplice_tests::client::tls_config_trusting(&certificate.authority));
+    let mut client = Client::with(gateway, &config, "site.example.net");
+    client
+        .try_send("GET / HTTP/1.1\r\nHost: site.example.net\r\n\r\n")
+        .and_then(|()| client.try_response())
+        .is_ok()
+}
+
 #[test]
 fn a_gateway_of_nobody_reloads_certificates_and_logs_and_nothing_from_elsewhere() {
     let (origin, site, logs) = (origin(), Site::new(), tempfile::tempdir().expect("a directory"));
     chown(logs.path(), Some(NOBODY), None).expect("it is given away");
     let log = logs.path().join("access.log");
     let config =
-        Config::to(origin.address()).with(AS_NOBODY).with(&site.table("[tls.site]")).with_log(&log);
+        Config::to(origin.address()).with(AS_NOBODY).with(&site.table("tls.site")).with_log(&log);
     let mut gateway = start_for_nobody(&config);
     // The key that all these tests share belongs to root, who read it.
     gateway.wait_for_diagnostic("cannot be read any more");
     let address = gateway.https;
-    let shows = |certificate: &Certificate| {
-        let config = Arc::new(tlsplice_tests::client::tls_config_trusting(&certificate.authority));
-        let mut client = Client::with(address, &config, "site.example.net");
-        client
-            .try_send("GET / HTTP/1.1\r\nHost: site.example.net\r\n\r\n")
-            .and_then(|()| client.try_response())
-            .is_ok()
-    };
+    let shows = |certificate: &Certificate| shows(address, certificate);
     let listeners = listeners(None);
     let text = |log: &Path, upstream: &str| {
         format!(
@@ -298,6 +302,16 @@ fn holds(memory: &[u8], needle: &[u8]) -> bool {
     memchr::memmem::find(memory, needle).is_some()
 }
 
+/// Panics when a part of the key in `file` is in memory, as text or decoded.
+fn assert_key_is_not_in(memory: &[u8], file: &Path) {
+    let pem = fs::read_to_string(file).expect("it can be read");
+    for line in pem.lines().filter(|line| !line.starts_with('-') && line.len() >= 16) {
+        assert!(!holds(memory, line.as_bytes()), "a line of the PEM file is in memory");
+    }
+    let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).expect("a key");
+    assert!(!holds(memory, key.secret_der()), "the key as it is in the file is in memory");
+}
+
 #[test]
 fn a_key_is_not_in_memory_as_it_is_in_its_file() {
     let origin = origin();
@@ -309,13 +323,42 @@ fn a_key_is_not_in_memory_as_it_is_in_its_file() {
     let memory = memory(&gateway);
     let chain = CertificateDer::from_pem_file(&certificate().chain).expect("a certificate");
     assert!(holds(&memory, &chain), "what is public is there, so that the rest means something");
+    assert_key_is_not_in(&memory, &certificate().key);
+}
 
-    let pem = fs::read_to_string(&certificate().key).expect("it can be read");
-    for line in pem.lines().filter(|line| !line.starts_with('-') && line.len() >= 16) {
-        assert!(!holds(&memory, line.as_bytes()), "a line of the PEM file is in memory");
+/// Whether memory that was given back still holds a key depends on what took its place. Here many keys leave many
+/// places, and some lie in one file with their certificate.
+#[test]
+fn no_key_stays_in_memory_over_reloads() {
+    const RELOADS: usize = 8;
+    let (origin, site) = (origin(), Site::new());
+    let listeners = listeners(None);
+    let config = Config::to(origin.address()).with(AS_NOBODY).with(&site.table("tls.site"));
+    let mut gateway = start_for_nobody(&config);
+    let together = site.directory.path().join("together.pem");
+    let mut keys = vec![certificate().key.clone()];
+    for at in 0..RELOADS {
+        let made = site.renew(&format!("reload-{at}"));
+        let table = if at % 2 == 0 {
+            site.table("tls")
+        } else {
+            let key = fs::read_to_string(site.key()).expect("it can be read");
+            let chain = fs::read_to_string(site.chain()).expect("it can be read");
+            fs::write(&together, key + &chain).expect("it is written");
+            fs::set_permissions(&together, fs::Permissions::from_mode(0o600)).expect("its mode");
+            chown(&together, Some(NOBODY), None).expect("it is given away");
+            format!("[tls]\ncertificate = {together:?}\nkey = {together:?}\n")
+        };
+        let upstream = origin.address();
+        let route = format!("[[route]]\nupstream = \"http://{upstream}\"\n");
+        gateway.reload_text(&format!("workers = 2\n{listeners}\n{table}\n{route}{AS_NOBODY}"));
+        wait_for("the new certificate", || shows(gateway.https, &made).then_some(()));
+        keys.push(made.key);
     }
-    let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).expect("a key");
-    assert!(!holds(&memory, key.secret_der()), "the key as it is in the file is in memory");
+    let memory = memory(&gateway);
+    for key in &keys {
+        assert_key_is_not_in(&memory, key);
+    }
 }
 
 /// What a service manager is told, message by message.

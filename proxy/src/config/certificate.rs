@@ -9,13 +9,12 @@ use std::sync::Arc;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{Error as TlsError, InconsistentKeys};
-use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
-use zeroize::Zeroize;
 
 use super::Surroundings;
 use super::model::{CertificateSummary, Host};
+use super::pem::{Damaged, sections};
 use super::report::{Fault, Report};
 use super::scalar;
 use super::source::explain;
@@ -104,11 +103,13 @@ fn read_chain(around: &mut Surroundings<'_>, file: &Path) -> Result<Chain, Fault
     let shown = file.display();
     let contents = around.files.read(file).map_err(|error| unreadable(file, &explain(&error)))?;
     let mut certificates = Vec::new();
-    for certificate in CertificateDer::pem_slice_iter(&contents.bytes) {
-        let certificate = certificate.map_err(|_| {
-            Fault::new(format!("{shown} is damaged: its PEM text cannot be decoded"), "")
-        })?;
-        certificates.push(certificate);
+    for section in sections(&contents.bytes) {
+        let section = section.map_err(|damaged| cannot_be_decoded(file, damaged))?;
+        if section.label != b"CERTIFICATE" {
+            continue;
+        }
+        let der = section.decode().map_err(|damaged| cannot_be_decoded(file, damaged))?;
+        certificates.push(CertificateDer::from(der.to_vec()));
         if certificates.len() > CHAIN_MAX {
             return Err(Fault::new(
                 format!("{shown} holds more than {CHAIN_MAX} certificates"),
@@ -118,7 +119,8 @@ fn read_chain(around: &mut Surroundings<'_>, file: &Path) -> Result<Chain, Fault
     }
     let Some(leaf) = certificates.first() else {
         let fault = Fault::new(format!("{shown} holds no certificate"), "a PEM file");
-        return Err(if PrivateKeyDer::from_pem_slice(&contents.bytes).is_ok() {
+        let has_key = sections(&contents.bytes).flatten().any(|section| is_key(section.label));
+        return Err(if has_key {
             fault.hint("it holds a private key: are `certificate` and `key` swapped?")
         } else {
             fault.hint("it must contain -----BEGIN CERTIFICATE-----; DER files are not read")
@@ -154,26 +156,37 @@ fn read_key(around: &mut Surroundings<'_>, file: &Path) -> Result<Arc<dyn Signin
         );
         return Err(fault.hint(format!("chmod 600 {}", shell_word(file))));
     }
-    let mut key = match PrivateKeyDer::from_pem_slice(&contents.bytes) {
-        Ok(key) => key,
-        Err(rustls_pki_types::pem::Error::NoItemsFound) => {
-            return Err(no_key(file, &contents.bytes));
-        }
-        Err(_) => {
-            return Err(Fault::new(
-                format!("{shown} is damaged: its PEM text cannot be decoded"),
-                "",
-            ));
-        }
-    };
-    let signing_key = any_supported_type(&key);
-    key.zeroize();
-    signing_key.map_err(|_| {
+    let section = sections(&contents.bytes)
+        .find(|section| section.as_ref().map_or(true, |found| is_key(found.label)))
+        .ok_or_else(|| no_key(file, &contents.bytes))?
+        .map_err(|damaged| cannot_be_decoded(file, damaged))?;
+    let der = section.decode().map_err(|damaged| cannot_be_decoded(file, damaged))?;
+    let key = as_key(section.label, &der).ok_or_else(|| no_key(file, &contents.bytes))?;
+    any_supported_type(&key).map_err(|_| {
         Fault::new(
             format!("{shown} holds a key that cannot be used"),
             "RSA of 2048 to 8192 bits, ECDSA P-256, P-384 or P-521, or Ed25519",
         )
     })
+}
+
+fn cannot_be_decoded(file: &Path, Damaged: Damaged) -> Fault {
+    Fault::new(format!("{} is damaged: its PEM text cannot be decoded", file.display()), "")
+}
+
+/// A key in the format that a section's label tells of (RFC 7468 section 10, RFC 8017 appendix A.1.2, RFC 5915
+/// section 4); None for what is no private key, or one under a passphrase.
+fn as_key<'a>(label: &[u8], der: &'a [u8]) -> Option<PrivateKeyDer<'a>> {
+    match label {
+        b"PRIVATE KEY" => Some(PrivateKeyDer::Pkcs8(der.into())),
+        b"RSA PRIVATE KEY" => Some(PrivateKeyDer::Pkcs1(der.into())),
+        b"EC PRIVATE KEY" => Some(PrivateKeyDer::Sec1(der.into())),
+        _ => None,
+    }
+}
+
+fn is_key(label: &[u8]) -> bool {
+    as_key(label, &[]).is_some()
 }
 
 fn no_key(file: &Path, bytes: &[u8]) -> Fault {

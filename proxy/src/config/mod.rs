@@ -38,6 +38,7 @@
 
 mod certificate;
 mod model;
+mod pem;
 mod report;
 mod routing;
 mod scalar;
