@@ -3,6 +3,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tlsplice::config::{
     self, Account, AccountError, FileContents, FileSource, Loaded, Report, Surroundings,
 };
@@ -11,8 +13,8 @@ use zeroize::Zeroizing;
 /// 2026-01-01T00:00:00Z.
 const NOW: i64 = 1_767_225_600;
 
-/// `/etc/tlsplice` with a certificate and its key, in memory.
-struct Memory(&'static HashMap<PathBuf, String>);
+/// Files of `/etc/tlsplice`, in memory.
+struct Memory<'a>(&'a HashMap<PathBuf, String>);
 
 static FILES: LazyLock<HashMap<PathBuf, String>> = LazyLock::new(|| {
     let made =
@@ -22,7 +24,7 @@ static FILES: LazyLock<HashMap<PathBuf, String>> = LazyLock::new(|| {
         .into()
 });
 
-impl FileSource for Memory {
+impl FileSource for Memory<'_> {
     fn read(&mut self, path: &Path) -> io::Result<FileContents> {
         let text = self.0.get(path).ok_or(io::ErrorKind::NotFound)?;
         Ok(FileContents { bytes: Zeroizing::new(text.clone().into_bytes()), mode: 0o600 })
@@ -38,8 +40,12 @@ impl FileSource for Memory {
 }
 
 pub(crate) fn parse(text: &str) -> Result<Loaded, Report> {
+    parse_among(&FILES, text)
+}
+
+fn parse_among(files: &HashMap<PathBuf, String>, text: &str) -> Result<Loaded, Report> {
     let mut surroundings = Surroundings {
-        files: &mut Memory(&FILES),
+        files: &mut Memory(files),
         directory: Path::new("/etc/tlsplice"),
         now: NOW,
         cores: 4,
@@ -100,5 +106,43 @@ fn within_bounds(config: &config::Config) {
                 "{name}: {value}"
             );
         }
+    }
+}
+
+/// The first byte tells whether the rest is the file of the certificate, of the key, or of both. In it `\x01` stands for
+/// a good certificate and `\x02` for its key, which no fuzzer would come upon.
+pub(crate) fn identity(bytes: &[u8]) {
+    const CONFIGURATION: &str = "[[listener]]\naddress = \"127.0.0.1:443\"\n\
+        [tls]\ncertificate = \"cert.pem\"\nkey = \"key.pem\"\n\
+        [[route]]\nupstream = \"http://127.0.0.1:8080\"\n";
+    let Some((choice, text)) = bytes.split_first() else { return };
+    let Ok(text) = std::str::from_utf8(text) else { return };
+    let (chain, key) = (Path::new("/etc/tlsplice/cert.pem"), Path::new("/etc/tlsplice/key.pem"));
+    let (good_chain, good_key) = (&FILES[chain], &FILES[key]);
+    let text = text.replace('\x01', good_chain).replace('\x02', good_key);
+    let mut files = FILES.clone();
+    if choice % 3 != 1 {
+        files.insert(chain.to_owned(), text.clone());
+    }
+    if choice % 3 != 0 {
+        files.insert(key.to_owned(), text);
+    }
+    let rendered = match parse_among(&files, CONFIGURATION) {
+        Ok(loaded) => {
+            // Where an independent reading finds one, it is the same.
+            let leaf = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes());
+            if let Ok(found) = leaf(&files[chain]) {
+                assert_eq!(found, leaf(good_chain).expect("a certificate"));
+            }
+            let secret = |pem: &str| PrivateKeyDer::from_pem_slice(pem.as_bytes());
+            if let Ok(found) = secret(&files[key]) {
+                assert_eq!(found, secret(good_key).expect("a key"));
+            }
+            loaded.warnings.render(false)
+        }
+        Err(report) => report.render(false),
+    };
+    for line in good_key.lines().filter(|line| !line.starts_with('-')) {
+        assert!(!rendered.contains(line), "no key in a report");
     }
 }

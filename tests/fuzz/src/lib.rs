@@ -18,13 +18,14 @@ use std::path::PathBuf;
 pub type Property = fn(&[u8]);
 
 /// All properties, by the names in `targets.txt`.
-pub const TARGETS: [(&str, Property); 10] = [
+pub const TARGETS: [(&str, Property); 11] = [
     ("request_head", heads::request),
     ("response_head", heads::response),
     ("chunked", chunks::run),
     ("rewrite", heads::rewrite),
     ("route", paths::run),
     ("config", configuration::run),
+    ("identity", configuration::identity),
     ("preamble", tls::preamble),
     ("handshake", tls::handshake),
     ("flow", relay::flow),
