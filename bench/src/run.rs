@@ -1,4 +1,5 @@
-//! The runs: A B C A B C …, so that all gateways meet the same noise. Whatever fails is told, and the others go on.
+//! The runs: A B C B C A …, so that all gateways meet the same noise and none is always the first. Whatever fails is told, and the
+//! others go on.
 
 use std::io;
 use std::path::PathBuf;
@@ -207,12 +208,12 @@ impl Bench<'_> {
                 outcome.note = Some(note.trim_start().to_owned());
                 break;
             }
-            let columns = subjects.iter().zip(&mut outcome.cells).zip(&mut clients);
-            for ((subject, cell), client) in columns {
+            for column in schedule::order(slice, subjects.len()) {
+                let (cell, client) = (&mut outcome.cells[column], &mut clients[column]);
                 if cell.failure.is_some() {
                     continue;
                 }
-                if let Err(error) = self.sample(layout, point, *subject, cell, client) {
+                if let Err(error) = self.sample(layout, point, subjects[column], cell, client) {
                     cell.failure = Some(error.to_string());
                 }
                 if !is_kept {
