@@ -5,6 +5,7 @@
 //! `proxy/rustc-VERSION.layout.gz` is the record: how often each block of each function ran. It holds for the code that this
 //! compiler makes with its own record; what has changed since is inferred as far as it resembles what was recorded.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -33,6 +34,9 @@ const ORDER: [&str; 7] = [
     "--split-eh",
     "--update-debug-sections",
 ];
+
+/// A change of some functions leaves more than this share of a record's functions as they were, per cent.
+const FIT_PERCENT_MIN: usize = 90;
 
 /// BOLT of the compiler's LLVM.
 pub(crate) struct Bolt {
@@ -65,6 +69,7 @@ impl Bolt {
                 ORDER.iter().map(OsStr::new).chain([data.as_os_str(), output.as_os_str()]);
             self.bolt(program, arguments, &cache.join("ordered.log"))?;
             fs::write(&stamp, identity).map_err(failed())?;
+            warn_of_other_code(program, &text)?;
         }
         // The build's own file is another name of what cargo keeps: it is replaced, not written.
         let next = program.with_extension("ordered");
@@ -115,6 +120,39 @@ impl Bolt {
     }
 }
 
+/// Says so when too many functions of `record` are not in `program`. A name stands for the function with its crate and everything
+/// that is built on: another version of one dependency gives most functions another name, and both records are then of no use
+/// to them.
+fn warn_of_other_code(program: &Path, record: &Path) -> Result<()> {
+    let mut list = Command::new("nm");
+    list.args(["--defined-only", "--format=just-symbols"]).arg(program);
+    let symbols = list.output().map_err(Error::io("cannot run nm"))?.stdout;
+    let record = fs::read_to_string(record).map_err(Error::io("cannot read the record"))?;
+    let (known, all) = fit(&record, &String::from_utf8_lossy(&symbols));
+    if known * 100 < all * FIT_PERCENT_MIN {
+        eprintln!(
+            "of {all} functions that were recorded only {known} are in this program: a small request costs about a tenth more than \
+             with a record of these sources, which `cargo xtask profile` makes"
+        );
+    }
+    Ok(())
+}
+
+/// How many of the functions in a record are among the symbols of a program, and how many there are.
+fn fit(record: &str, symbols: &str) -> (usize, usize) {
+    let symbols: HashSet<&str> = symbols.lines().map(bare).collect();
+    let names = record.lines().filter_map(|line| line.strip_prefix("  - name:"));
+    let names: HashSet<&str> = names.map(|name| bare(name.trim().trim_matches('\''))).collect();
+    (names.intersection(&symbols).count(), names.len())
+}
+
+/// A name without what the compiler puts behind that of a local function, and BOLT behind those of equal names.
+fn bare(name: &str) -> &str {
+    let name = name.split_once("(*").map_or(name, |(name, _)| name);
+    let name = name.split_once(".llvm.").map_or(name, |(name, _)| name);
+    name.split_once('/').map_or(name, |(name, _)| name)
+}
+
 /// Tells what comes of `program` and `record` with these options from what came of others.
 fn identity(program: &Path, record: &Path) -> Result<String> {
     let of = |path: &Path| {
@@ -155,5 +193,13 @@ mod tests {
         let third = identity(&program, &record).unwrap();
         assert!(first != second && second != third);
         assert!(identity(&directory.path().join("none"), &record).is_err());
+    }
+    #[test]
+    fn functions_of_a_record_are_found_by_name_whatever_stands_behind_it() {
+        let record = "functions:\n  - name:            _ZN1a17h01E\n    fid:  1\n  - name:  '_ZN1b17h02E.llvm.7/1(*2)'\n  - \
+                      name:  '_ZN1b17h02E/2'\n  - name:  _ZN1c17h03E\n";
+        let symbols = "_ZN1a17h01E\n_ZN1b17h02E.llvm.99\n_ZN1c17h04E\n";
+        assert_eq!(fit(record, symbols), (2, 3));
+        assert_eq!(fit("", symbols), (0, 0));
     }
 }
