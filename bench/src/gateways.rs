@@ -182,6 +182,8 @@ pub struct Setting {
     pub workers: usize,
     /// Cores they may use, as `taskset --cpu-list` takes them.
     pub cores: String,
+    /// Threads of a gateway that takes one for each tunnel.
+    pub threads: usize,
     /// A program that runs the gateway, with its options; none as a rule.
     pub wrapper: Vec<String>,
 }
@@ -309,9 +311,10 @@ fn fill(
 ) -> String {
     let Certificates { ecdsa, rsa } = &setting.certificates;
     let route = if let Kind::Tlsplice(route) = kind { route.keys() } else { "" };
-    let values: [(&str, &dyn std::fmt::Display); 15] = [
+    let values: [(&str, &dyn std::fmt::Display); 16] = [
         ("{directory}", &directory.display()),
         ("{workers}", &setting.workers),
+        ("{threads}", &setting.threads),
         ("{origin}", &setting.origin),
         ("{tomcat}", &setting.tomcat),
         ("{tls}", &fronts.tls),

@@ -17,6 +17,7 @@ use crate::gateways::{Gateway, Kind, Route, Setting};
 use crate::load::{Client, Front, Group, Work};
 use crate::origin::Origin;
 use crate::outcome::float;
+use crate::run::THREADS;
 
 /// Steps of the program `tlsplice-micro`.
 const STEPS: [(&str, &str); 3] = [
@@ -95,6 +96,7 @@ pub fn count_requests(program: &Path, directory: &Path) -> Result<Vec<Cost>> {
         tomcat: origin.address,
         workers: 1,
         cores: "0-4095".to_owned(),
+        threads: THREADS,
         wrapper: Vec::new(),
     };
     let count = |(name, work, front): (&str, Work, Front)| {
