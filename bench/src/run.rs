@@ -1,4 +1,4 @@
-//! The runs: A B C B C A …, so that all gateways meet the same noise and none is always the first. Whatever fails is told, and the
+//! The runs: A C B, B A C, …, so that all gateways meet the same noise and none is always the first. Whatever fails is told, and the
 //! others go on.
 
 use std::io;
@@ -32,7 +32,7 @@ const SETTLE: Duration = Duration::from_millis(1000);
 /// How long a window may get in which nothing is done yet, on a machine that is slow or busy.
 const WINDOW_MAX: Duration = Duration::from_secs(5);
 /// Enough for the tunnels of all points but idle ones. Apache with four times as many took 150 or 580 us for the same request, from start to
-/// start: by chance it keeps to some tens of its threads, or goes round by all, which no cache holds.
+/// start: by chance it kept to some tens of its threads, or went on through hundreds.
 pub(crate) const THREADS: usize = 1500;
 /// Enough for idle tunnels.
 const IDLE_THREADS: usize = 6000;

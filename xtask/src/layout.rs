@@ -53,6 +53,7 @@ impl Bolt {
     /// made last is kept in `cache`, and used again for the same program and record.
     pub(crate) fn apply(&self, program: &Path, record: &Path, cache: &Path) -> Result<()> {
         let (made, stamp) = (cache.join("ordered"), cache.join("ordered-of"));
+        let text = cache.join("layout.yaml");
         let identity = identity(program, record)?;
         if fs::read_to_string(&stamp).ok().as_deref() != Some(&identity) {
             eprintln!("ordering the code by what runs in a row (takes some ten seconds)");
@@ -60,7 +61,6 @@ impl Bolt {
             // From here on it is nobody's, until it is whole.
             let failed = || Error::io(format!("cannot write {}", stamp.display()));
             fs::write(&stamp, "").map_err(failed())?;
-            let text = cache.join("layout.yaml");
             let mut unpack = Command::new("gzip");
             unpack.args(["-d", "-c"]).arg(record).stdout(create(&text)?);
             tools::must_succeed("gzip", &mut unpack)?;
@@ -69,8 +69,8 @@ impl Bolt {
                 ORDER.iter().map(OsStr::new).chain([data.as_os_str(), output.as_os_str()]);
             self.bolt(program, arguments, &cache.join("ordered.log"))?;
             fs::write(&stamp, identity).map_err(failed())?;
-            warn_of_other_code(program, &text)?;
         }
+        warn_of_other_code(program, &text)?;
         // The build's own file is another name of what cargo keeps: it is replaced, not written.
         let next = program.with_extension("ordered");
         fs::copy(&made, &next).map_err(Error::io(format!("cannot write {}", next.display())))?;
@@ -126,9 +126,16 @@ impl Bolt {
 fn warn_of_other_code(program: &Path, record: &Path) -> Result<()> {
     let mut list = Command::new("nm");
     list.args(["--defined-only", "--format=just-symbols"]).arg(program);
-    let symbols = list.output().map_err(Error::io("cannot run nm"))?.stdout;
+    let listed = list.output().map_err(Error::io("cannot run nm"))?;
+    if !listed.status.success() {
+        return Err(Error::failed(format!(
+            "nm of {} failed: {}",
+            program.display(),
+            listed.status
+        )));
+    }
     let record = fs::read_to_string(record).map_err(Error::io("cannot read the record"))?;
-    let (known, all) = fit(&record, &String::from_utf8_lossy(&symbols));
+    let (known, all) = fit(&record, &String::from_utf8_lossy(&listed.stdout));
     if known * 100 < all * FIT_PERCENT_MIN {
         eprintln!(
             "of {all} functions that were recorded only {known} are in this program: a small request costs about a tenth more than \
@@ -194,6 +201,7 @@ mod tests {
         assert!(first != second && second != third);
         assert!(identity(&directory.path().join("none"), &record).is_err());
     }
+
     #[test]
     fn functions_of_a_record_are_found_by_name_whatever_stands_behind_it() {
         let record = "functions:\n  - name:            _ZN1a17h01E\n    fid:  1\n  - name:  '_ZN1b17h02E.llvm.7/1(*2)'\n  - \

@@ -3,7 +3,8 @@
 //!
 //! `proxy/rustc-VERSION.profdata` is the record, and every release build of these commands uses it. Names of functions in it
 //! hold only for the compiler that made it, whose version is in the name; with another one the build does without, and
-//! says so. Functions that have changed since they were recorded are built as if they had not been.
+//! says so. Functions that have changed since they were recorded are built as if they had not been, and so are most of the
+//! gateway's when one of its dependencies is another, since names tell of those, too.
 
 use std::ffi::OsString;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
