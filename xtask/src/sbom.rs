@@ -218,8 +218,17 @@ fn checksums(lock: &str) -> BTreeMap<(String, String), String> {
 fn has_advisories() -> bool {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
-    let databases = home.and_then(|home| fs::read_dir(home.join("advisory-dbs")).ok());
-    databases.is_some_and(|mut entries| entries.next().is_some())
+    home.is_some_and(|home| is_fetched(&home.join("advisory-dbs")))
+}
+
+/// Whether a database was ever fetched into `databases`. That the folder is there says nothing:
+/// cargo-deny makes it, with a lock in it, whenever it looks for a database, and be it in vain.
+fn is_fetched(databases: &Path) -> bool {
+    let is_clone = |entry: fs::DirEntry| {
+        entry.file_name().to_string_lossy().starts_with("advisory-db-")
+            && entry.path().join(".git").is_dir()
+    };
+    fs::read_dir(databases).is_ok_and(|entries| entries.flatten().any(is_clone))
 }
 
 /// cargo-deny's advisories, where there is a database of them; else a notice.
@@ -260,6 +269,22 @@ mod tests {
                 { "id": "derive", "deps": [needs("quote", Value::Null)] },
             ] },
         })
+    }
+
+    #[test]
+    fn a_folder_for_databases_with_none_in_it_is_not_a_database() {
+        let home = tempfile::tempdir().expect("a folder");
+        let databases = home.path().join("advisory-dbs");
+        assert!(!is_fetched(&databases), "no folder");
+        // What a look in vain leaves behind.
+        fs::create_dir(&databases).expect("a folder");
+        fs::write(databases.join("db.lock"), []).expect("a file");
+        assert!(!is_fetched(&databases), "a lock");
+        let database = databases.join("advisory-db-3157b0e258782691");
+        fs::create_dir(&database).expect("a folder");
+        assert!(!is_fetched(&databases), "a fetch that failed");
+        fs::create_dir(database.join(".git")).expect("a folder");
+        assert!(is_fetched(&databases), "a clone");
     }
 
     #[test]
