@@ -91,8 +91,8 @@ pub const PROBE_AFTER: Duration = Duration::from_secs(60);
 /// 5,000 tunnels there, 635 were given up in one run, presumably after three lost probes.)
 pub const PROBES_SPREAD: u64 = 30;
 
-/// So many bytes to be sealed by us, or to be sent, and sealed by the kernel then, take as long as some dozens of messages:
-/// of these steps one is done in a turn.
+/// So many bytes to be received, sealed or opened, and sent, take as long as some dozens of messages: of these steps one is
+/// done in a turn.
 pub const LONG_STEP_BYTES_MIN: usize = 64 * 1024;
 
 /// A worker that has not looked at deadlines for this long was kept from working, and its peers may not have been late.

@@ -161,6 +161,9 @@ pub trait Transport: Clone + 'static {
     /// The error of `recv(2)`; `EINTR` has been retried.
     fn try_recv(&self, buffer: &mut Buffer, count: usize) -> io::Result<usize>;
 
+    /// Whether a receive would find so many bytes at least, or how many it would find cannot be told.
+    fn holds(&self, count: usize) -> bool;
+
     /// Sends without waiting; `WouldBlock` when the socket is full.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::splice::splice;
-use super::{RelayError, Side, acknowledge, pass};
+use super::{RelayError, Side, acknowledge, alone, is_long, pass};
 use crate::limits::{BODY_RATE_GRACE, SPLICE_BYTES_MIN};
 use crate::message::chunked::{self, ChunkError, Decoder};
 use crate::message::framing::Framing;
@@ -174,33 +174,29 @@ pub async fn pump<T: Transport, U: Transport>(
     pace: Pace,
     bytes_max: Option<u64>,
 ) -> Result<u64, RelayError> {
-    let mut moved = 0;
+    let mut progress = Progress { moved: 0, bytes_max };
     let mut outlet = Outlet { sink, owed: 0 };
     let (mut engine, mut is_bulk) = (Engine::new(from, to), false);
     let mut pacer = Pacer { pace, base: from.count(), received: 0, waited: Duration::ZERO };
     // The source has time for each wait for it, and for nothing else: a slow sink is not its fault.
     from.watch().receive_at_leisure();
     loop {
-        let step = source.take(from.filled_mut()).map_err(BodyError::from)?;
-        moved += step.data_len as u64;
-        within(moved, bytes_max)?;
-        let is_all_data = step.data_len == from.filled().len();
-        if is_all_data && sink == Sink::Raw {
-            pass(from, to).await.map_err(to_error)?;
+        let step = if is_long(from) {
+            let place = (from.buffers(), from.socket());
+            // On the heap, because a connection keeps room for what is here as long as a body lasts.
+            let step = forward(from, to, &mut source, &mut outlet, &mut progress);
+            Box::pin(alone(place, step)).await?
         } else {
-            outlet.put(to, &from.filled()[..step.data_len]).await?;
-            from.consume(step.consumed);
-        }
+            forward(from, to, &mut source, &mut outlet, &mut progress).await?
+        };
         if step.ended {
-            outlet.end(to).await?;
-            return Ok(moved);
+            return Ok(progress.moved);
         }
-        to.flush().await.map_err(to_error)?;
         acknowledge(from, step.consumed);
         let left = source.spliceable();
         let was_bulk = std::mem::replace(&mut is_bulk, left >= SPLICE_BYTES_MIN);
         if is_bulk && engine.is_splice() {
-            within(moved.saturating_add(left), bytes_max)?;
+            progress.allows(left)?;
             outlet.announce(to, left).await?;
             to.flush().await.map_err(to_error)?;
             let count = splice(from, to, left, Some(&mut pacer)).await?;
@@ -208,7 +204,7 @@ pub async fn pump<T: Transport, U: Transport>(
             let count = count.unwrap_or(0);
             source.skip(count);
             outlet.skip(to, count).await?;
-            moved += count;
+            progress.moved += count;
             if count == left {
                 continue;
             }
@@ -221,8 +217,53 @@ pub async fn pump<T: Transport, U: Transport>(
                 return Err(BodyError::Truncated.into());
             }
             outlet.end(to).await?;
-            return Ok(moved);
+            return Ok(progress.moved);
         }
+    }
+}
+
+/// Sends what `from` holds of the body, and what stands behind it.
+async fn forward<T: Transport, U: Transport>(
+    from: &mut Reader<T>,
+    to: &mut Writer<U>,
+    source: &mut Source,
+    outlet: &mut Outlet,
+    progress: &mut Progress,
+) -> Result<Step, RelayError> {
+    from.take_rest().map_err(|error| RelayError::Stream(Side::From, error))?;
+    let step = source.take(from.filled_mut()).map_err(BodyError::from)?;
+    progress.allows(step.data_len as u64)?;
+    progress.moved += step.data_len as u64;
+    let is_all_data = step.data_len == from.filled().len();
+    if is_all_data && outlet.sink == Sink::Raw {
+        pass(from, to).await.map_err(to_error)?;
+    } else {
+        outlet.put(to, &from.filled()[..step.data_len]).await?;
+        from.consume(step.consumed);
+    }
+    if step.ended {
+        outlet.end(to).await?;
+    } else {
+        to.flush().await.map_err(to_error)?;
+    }
+    Ok(step)
+}
+
+/// How much of a body has been moved.
+struct Progress {
+    /// Bytes of data.
+    moved: u64,
+    /// The most that there may be.
+    bytes_max: Option<u64>,
+}
+
+impl Progress {
+    /// Whether `more` bytes may follow.
+    fn allows(&self, more: u64) -> Result<(), BodyError> {
+        let moved = self.moved.saturating_add(more);
+        self.bytes_max
+            .filter(|&max| moved > max)
+            .map_or(Ok(()), |max| Err(BodyError::TooLarge(max)))
     }
 }
 
@@ -334,10 +375,6 @@ fn to_error(error: StreamError) -> RelayError {
     RelayError::Stream(Side::To, error)
 }
 
-fn within(moved: u64, bytes_max: Option<u64>) -> Result<(), BodyError> {
-    bytes_max.filter(|&max| moved > max).map_or(Ok(()), |max| Err(BodyError::TooLarge(max)))
-}
-
 /// Waits for more input, or its clean end. Where the rest is to be spliced only its beginning is taken.
 async fn read<T: Transport>(
     from: &mut Reader<T>,
@@ -346,7 +383,7 @@ async fn read<T: Transport>(
 ) -> Result<Fill, RelayError> {
     let start = from.watch().now();
     from.watch().receive_within(pacer.allowance());
-    let fill = if leaves_rest { from.fill_beginning().await } else { from.fill().await };
+    let fill = if leaves_rest { from.fill_beginning().await } else { from.fill_or_rest().await };
     from.watch().receive_at_leisure();
     let fill = fill.map_err(|error| RelayError::Stream(Side::From, error))?;
     pacer.on_read(from.watch().now().since(start), from.count() + from.filled().len() as u64);

@@ -7,14 +7,18 @@ mod gaps;
 mod splice;
 mod tunnel;
 
+use std::future::Future;
+use std::rc::Rc;
+
 use thiserror::Error;
 
 pub use body::{BodyError, Pace, Sink, Source, Step, pump};
 pub use gaps::{DEAD_AFTER, Gaps, RiskCounters, UNSTABLE_AFTER, UnstableRisk};
 pub use tunnel::{Ending, tunnel};
 
+use crate::buffers::Buffers;
 use crate::error::Fault;
-use crate::limits::RECORD_PLAINTEXT_MAX;
+use crate::limits::{LONG_STEP_BYTES_MIN, RECORD_PLAINTEXT_MAX};
 use crate::stream::{Reader, StreamError, Writer};
 use crate::transport::Transport;
 
@@ -47,6 +51,21 @@ impl RelayError {
             Self::Stream(Side::To, _) => to,
         }
     }
+}
+
+/// Whether passing on what `from` holds, with what presumably stands behind it, is a long step.
+fn is_long<T: Transport>(from: &Reader<T>) -> bool {
+    from.has_rest() || from.filled().len() >= LONG_STEP_BYTES_MIN
+}
+
+/// Makes `step`, a long one, in a turn in which no other long step begins. What it receives there it also opens or seals, and sends:
+/// while the others have their turns, the processor's caches would lose it.
+async fn alone<T: Transport, R>(
+    (buffers, socket): (Rc<Buffers>, T),
+    step: impl Future<Output = R>,
+) -> R {
+    let leave = buffers.turnstile().enter().await;
+    leave.go(socket.turn(), step).await
 }
 
 /// Passes on all that `from` holds, of which the last part may stay staged until the next flush. Much of it goes in the

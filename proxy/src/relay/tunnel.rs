@@ -7,7 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::splice::splice;
-use super::{Gaps, RelayError, Side, acknowledge, pass};
+use super::{Gaps, RelayError, Side, acknowledge, alone, is_long, pass};
 use crate::stream::{End, Fill, Reader, StreamError, Writer};
 use crate::telemetry::Direction;
 use crate::transport::Transport;
@@ -91,14 +91,18 @@ async fn direction<T: Transport, U: Transport>(
 ) -> Result<Ending, RelayError> {
     let mut may_splice = from.may_splice() && to.may_splice();
     loop {
-        let len = from.filled().len();
-        let mut moved = len as u64;
-        if len > 0 {
-            let to_error = |error| RelayError::Stream(Side::To, error);
-            pass(from, to).await.map_err(to_error)?;
-            to.flush().await.map_err(to_error)?;
+        let mut moved = 0;
+        if !from.filled().is_empty() || from.has_rest() {
+            let len = if is_long(from) {
+                let place = (from.buffers(), from.socket());
+                // On the heap, because a tunnel keeps room for what is here as long as it lives.
+                Box::pin(alone(place, forward(from, to))).await?
+            } else {
+                forward(from, to).await?
+            };
+            moved = len as u64;
             // Otherwise what goes the other way carries the acknowledgement.
-            if touch() {
+            if len > 0 && touch() {
                 acknowledge(from, len);
             }
         }
@@ -133,7 +137,8 @@ async fn direction<T: Transport, U: Transport>(
                 break;
             }
         }
-        let fill = if leaves_rest { from.fill_beginning().await } else { from.fill().await };
+        let fill =
+            if leaves_rest { from.fill_beginning().await } else { from.fill_or_rest().await };
         match fill {
             Ok(Fill::Data) => {}
             Ok(Fill::End(End::Clean)) => {
@@ -150,6 +155,19 @@ async fn direction<T: Transport, U: Transport>(
             Err(error) => return Err(RelayError::Stream(Side::From, error)),
         }
     }
+}
+
+/// Sends all that `from` holds, and what stands behind it, and returns how much that is.
+async fn forward<T: Transport, U: Transport>(
+    from: &mut Reader<T>,
+    to: &mut Writer<U>,
+) -> Result<usize, RelayError> {
+    from.take_rest().map_err(|error| RelayError::Stream(Side::From, error))?;
+    let len = from.filled().len();
+    let to_error = |error| RelayError::Stream(Side::To, error);
+    pass(from, to).await.map_err(to_error)?;
+    to.flush().await.map_err(to_error)?;
+    Ok(len)
 }
 
 fn swap(error: RelayError) -> RelayError {

@@ -1,5 +1,6 @@
 //! The receiving half.
 
+mod bulk;
 mod records;
 mod splicing;
 
@@ -56,6 +57,12 @@ pub struct Reader<T: Transport> {
     /// Layout of the buffer that the receive in flight owns.
     in_flight: Option<InFlight<T::Recv>>,
     appetite: Appetite,
+    /// Whether much has come in bulk that was not taken yet.
+    has_rest: bool,
+    /// Whether the last receive in bulk got all that it asked for, so that there presumably is more.
+    leaves_more: bool,
+    /// Length of the last record of data on the wire, in bytes; zero when there was none yet.
+    record_len: usize,
     demand: Demand,
     is_spliceable: bool,
     end: Option<End>,
@@ -85,7 +92,7 @@ struct InFlight<R> {
     demand: Demand,
 }
 
-/// Which size of buffer the next wait gets: grows at once, shrinks after a few small reads.
+/// Which size of buffer is right for what comes: grows at once, shrinks after a few small reads.
 #[derive(Clone, Copy, Debug)]
 struct Appetite {
     class: Class,
@@ -94,6 +101,11 @@ struct Appetite {
 
 impl Appetite {
     const SMALL_READS_MAX: u8 = 4;
+
+    /// The size of the buffer that waits. None waits for bulk: until that comes, the processor's cache would lose it.
+    fn waiting_class(self) -> Class {
+        self.class.min(Class::Record)
+    }
 
     fn on_read(&mut self, count: usize) {
         if count >= self.class.bytes() {
@@ -123,6 +135,9 @@ impl<T: Transport> Reader<T> {
             wire: 0,
             in_flight: None,
             appetite: Appetite { class: Class::Small, small_reads: 0 },
+            has_rest: false,
+            leaves_more: false,
+            record_len: 0,
             demand: Demand::Everything,
             is_spliceable: true,
             end: None,
@@ -192,7 +207,7 @@ impl<T: Transport> Reader<T> {
     /// into another one.
     pub fn detach(&mut self) -> Buffer {
         let unopened = &self.buffer.filled()[self.wire..];
-        let class = self.appetite.class.max(Class::holding(unopened.len()));
+        let class = self.appetite.waiting_class().max(Class::holding(unopened.len()));
         let mut rest = Buffer::default();
         if !unopened.is_empty() {
             rest = self.buffers.take(class);
@@ -285,6 +300,12 @@ impl<T: Transport> Reader<T> {
         Rc::clone(&self.watch)
     }
 
+    /// The socket.
+    #[must_use]
+    pub fn socket(&self) -> T {
+        self.io.clone()
+    }
+
     /// Waits until there is more plaintext than before, or the end.
     ///
     /// Giving the future up loses nothing: the next call goes on waiting.
@@ -327,16 +348,21 @@ impl<T: Transport> Reader<T> {
             if let Some(end) = self.end {
                 return Poll::Ready(Ok(Fill::End(end)));
             }
-            if std::mem::take(&mut self.has_swallowed)
-                && self.buffer.is_empty()
-                && let Some(gauge) = &self.gauge
-            {
-                gauge.swallowed(Direction::Up);
-            }
+            self.tell_swallowed();
             match self.failure.take() {
                 Some(error) => self.on_error(error)?,
                 None => self.receive()?,
             }
+        }
+    }
+
+    /// Tells of records that carried nothing, when nothing else is left of what came with them.
+    fn tell_swallowed(&mut self) {
+        if std::mem::take(&mut self.has_swallowed)
+            && self.buffer.is_empty()
+            && let Some(gauge) = &self.gauge
+        {
+            gauge.swallowed(Direction::Up);
         }
     }
 
@@ -383,7 +409,7 @@ impl<T: Transport> Reader<T> {
         if class == Class::Bulk {
             return Ok(());
         }
-        self.grow(class.larger());
+        self.move_to(class.larger());
         match self.io.try_recv(&mut self.buffer, usize::MAX) {
             // It comes again at the next receive, after the bytes before it have been used: there may be a close_notify among
             // them.
@@ -400,13 +426,21 @@ impl<T: Transport> Reader<T> {
         }
     }
 
-    /// Moves plaintext and unopened bytes, without the gap, to a buffer of `class`.
-    fn grow(&mut self, class: Class) {
-        let mut larger = self.buffers.take(class);
-        larger.append(&self.buffer.filled()[..self.plain]);
-        larger.append(&self.buffer.filled()[self.wire..]);
+    /// Moves plaintext and unopened bytes, without the gap, to a buffer of `class`, which holds them.
+    fn move_to(&mut self, class: Class) {
+        let mut other = self.buffers.take(class);
+        self.indent(&mut other);
+        other.append(&self.buffer.filled()[..self.plain]);
+        other.append(&self.buffer.filled()[self.wire..]);
         self.wire = self.plain;
-        self.buffers.give(std::mem::replace(&mut self.buffer, larger));
+        self.buffers.give(std::mem::replace(&mut self.buffer, other));
+    }
+
+    /// Leaves room in an empty buffer for bulk: no more is received into it than another one takes with the framing of records around.
+    fn indent(&self, buffer: &mut Buffer) {
+        if matches!(self.layer, Layer::None) && buffer.capacity() == Class::Bulk.bytes() {
+            buffer.clear_indented(BULK_FRAMING_BYTES);
+        }
     }
 
     /// Starts a receive into a buffer with room for at least the rest of the record that has begun.
@@ -415,20 +449,14 @@ impl<T: Transport> Reader<T> {
         let kept = self.plain + unopened;
         if kept == 0 {
             let class = match self.demand {
-                Demand::Everything => self.appetite.class,
+                Demand::Everything => self.appetite.waiting_class(),
                 Demand::Beginning => Class::Small,
             };
             if Class::holding(self.buffer.capacity()) != class || self.buffer.capacity() == 0 {
                 let buffer = self.buffers.take(class);
                 self.buffers.give(std::mem::replace(&mut self.buffer, buffer));
             }
-            match self.layer {
-                // No more than one buffer takes with the framing of records around it.
-                Layer::None if class == Class::Bulk => {
-                    self.buffer.clear_indented(BULK_FRAMING_BYTES);
-                }
-                _ => self.buffer.clear(),
-            }
+            self.buffer.clear();
         } else {
             let missing = match &self.layer {
                 Layer::User(opener) => opener.missing(&self.buffer.filled()[self.wire..]),
@@ -438,7 +466,11 @@ impl<T: Transport> Reader<T> {
                 if kept + missing > Class::Bulk.bytes() {
                     return Err(StreamError::Overflow);
                 }
-                self.grow(Class::holding(kept + missing));
+                self.move_to(Class::holding(kept + missing));
+            } else if self.buffer.capacity() > Class::Record.bytes()
+                && kept + missing <= Class::Record.bytes()
+            {
+                self.move_to(Class::Record);
             } else if self.buffer.spare() < missing {
                 let (plain, wire) = (self.plain, self.wire);
                 self.buffer.filled_mut().copy_within(wire.., plain);

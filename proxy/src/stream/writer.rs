@@ -11,7 +11,7 @@ use super::{Count, StreamError};
 use crate::buffers::{Buffers, Class};
 use crate::ktls::kernel::{KernelRecordError, KernelSealer};
 use crate::ktls::{Sealer, alert, content};
-use crate::limits::{LONG_STEP_BYTES_MIN, RECORD_PLAINTEXT_MAX};
+use crate::limits::RECORD_PLAINTEXT_MAX;
 use crate::telemetry::Live;
 use crate::timers::Watched;
 use crate::transport::{Buffer, Transport};
@@ -161,18 +161,7 @@ impl<T: Transport> Writer<T> {
     /// As [`Writer::flush`].
     pub async fn push_all(&mut self, mut bytes: &[u8]) -> Result<(), StreamError> {
         loop {
-            let is_long = bytes.len() >= LONG_STEP_BYTES_MIN;
-            let taken = if is_long && matches!(self.layer, Layer::User(_)) {
-                let (buffers, io) = (Rc::clone(&self.buffers), self.io.clone());
-                // On the heap, because a tunnel keeps room for what is here as long as it lives.
-                Box::pin(async {
-                    let leave = buffers.turnstile().enter().await;
-                    leave.go(io.turn(), async { self.push(bytes) }).await
-                })
-                .await
-            } else {
-                self.push(bytes)
-            };
+            let taken = self.push(bytes);
             bytes = &bytes[taken..];
             if bytes.is_empty() {
                 return Ok(());
@@ -217,19 +206,6 @@ impl<T: Transport> Writer<T> {
         if self.stage.is_empty() {
             return Ok(());
         }
-        if self.stage.len() < LONG_STEP_BYTES_MIN {
-            return self.seal_and_send().await;
-        }
-        let (buffers, io) = (Rc::clone(&self.buffers), self.io.clone());
-        // On the heap, because a tunnel keeps room for what is here as long as it lives.
-        Box::pin(async {
-            let leave = buffers.turnstile().enter().await;
-            leave.go(io.turn(), self.seal_and_send()).await
-        })
-        .await
-    }
-
-    async fn seal_and_send(&mut self) -> Result<(), StreamError> {
         // Records that have this key already must not come behind the announcement of the next one, which then is left to
         // the next flush: while it is due nothing is sealed before.
         if self.sealed == 0 {

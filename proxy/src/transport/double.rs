@@ -394,6 +394,10 @@ impl Transport for Double {
         at_once(|| self.poll_recv(buffer, count))
     }
 
+    fn holds(&self, count: usize) -> bool {
+        self.own().inbox.borrow().len() >= count
+    }
+
     fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
         assert!(!bytes.is_empty(), "a send of nothing");
         self.own().sending.assert_free();

@@ -273,9 +273,9 @@ impl Transport for Socket {
     }
 
     fn try_recv(&self, buffer: &mut Buffer, count: usize) -> io::Result<usize> {
-        if let Some(taken) =
-            self.take_ahead(|bytes| Ok(buffer.append(&bytes[..bytes.len().min(count)])))
-        {
+        let is_bulk = buffer.capacity() > BUFFER_RECORD_BYTES;
+        let take = |bytes: &[u8]| Ok(buffer.append(&bytes[..bytes.len().min(count)]));
+        if let Some(taken) = if is_bulk { self.settle(take) } else { self.take_ahead(take) } {
             return taken;
         }
         let spare = buffer.spare_mut();
@@ -283,6 +283,11 @@ impl Transport for Socket {
         let count = sys::recv(self.as_fd(), &mut spare[..count])?;
         buffer.advance(count);
         Ok(count)
+    }
+
+    fn holds(&self, count: usize) -> bool {
+        let stands = self.0.standing.borrow().is_some();
+        stands || rustix::io::ioctl_fionread(self).map_or(true, |held| held >= count as u64)
     }
 
     fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {

@@ -57,6 +57,9 @@ impl<T: Transport> Reader<T> {
             let record = &mut self.buffer.filled_mut()[self.wire..];
             let opened =
                 opener.open(record).inspect_err(|&error| self.record_error = Some(error))?;
+            if let Opened::Data { record_len, .. } = opened {
+                self.record_len = record_len;
+            }
             match opened {
                 Opened::Partial => break,
                 Opened::Data { payload, record_len } if self.plain == 0 => {
@@ -111,7 +114,7 @@ impl<T: Transport> Reader<T> {
         /// More than any message that may come has, so that it comes in one piece.
         const ROOM_BYTES: usize = 64;
         if self.buffer.spare() < ROOM_BYTES {
-            self.grow(Class::Bulk);
+            self.move_to(Class::Bulk);
         }
         let (Layer::Kernel(opener), Some(socket)) = (&mut self.layer, self.io.kernel_tls()) else {
             return Ok(());

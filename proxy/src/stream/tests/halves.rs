@@ -11,7 +11,7 @@ use super::super::{End, Fill, StreamError};
 use crate::buffers::Class;
 use crate::handshake::testing::{received_by, sealed_by, sent_by, suites};
 use crate::ktls::RecordError;
-use crate::limits::RECORD_PLAINTEXT_MAX;
+use crate::limits::{BULK_FRAMING_BYTES, RECORD_PLAINTEXT_MAX};
 use crate::transport::Transport;
 use crate::transport::double::{Direction, Mood, pair};
 
@@ -138,7 +138,8 @@ fn buffers_grow_while_they_are_filled_and_shrink_afterwards() {
             reader.consume(reader.filled().len());
         }
         assert!(sizes[0] > Class::Small.bytes(), "a full buffer is not the end: {sizes:?}");
-        assert_eq!(sizes.iter().max(), Some(&Class::Bulk.bytes()), "{sizes:?}");
+        let largest = Class::Bulk.bytes() - BULK_FRAMING_BYTES;
+        assert_eq!(sizes.iter().max(), Some(&largest), "{sizes:?}");
         for _ in 0..12 {
             write_all(&mut writer, b"nop").await;
             assert!(matches!(reader.fill().await, Ok(Fill::Data)));
@@ -149,6 +150,40 @@ fn buffers_grow_while_they_are_filled_and_shrink_afterwards() {
         write_all(&mut writer, &noise(Class::Bulk.bytes())).await;
         assert!(matches!(reader.fill().await, Ok(Fill::Data)));
         assert!(reader.filled().len() <= Class::Record.bytes());
+    });
+}
+
+#[test]
+fn much_of_what_comes_in_bulk_is_left_until_it_is_taken_and_little_is_not() {
+    run(async {
+        let bench = Bench::new();
+        let (near, far) = pair(1 << 20);
+        let (mut reader, _w) = bench.plain(near);
+        let (_r, mut writer) = bench.plain(far.clone());
+        write_all(&mut writer, &noise(1 << 20)).await;
+        while !reader.is_bulk() {
+            assert!(matches!(reader.fill_or_rest().await, Ok(Fill::Data)));
+            reader.take_rest().unwrap();
+            reader.consume(reader.filled().len());
+        }
+        let mut left = (1 << 20) - usize::try_from(reader.count()).unwrap();
+        while left > 0 {
+            assert!(matches!(reader.fill_or_rest().await, Ok(Fill::Data)));
+            assert_eq!(
+                reader.has_rest(),
+                left >= RECORD_PLAINTEXT_MAX || reader.filled().is_empty()
+            );
+            reader.take_rest().unwrap();
+            left -= reader.filled().len();
+            reader.consume(reader.filled().len());
+        }
+        assert!(poll_once(reader.fill_or_rest()).is_pending());
+        write_all(&mut writer, b"nop").await;
+        assert!(matches!(reader.fill_or_rest().await, Ok(Fill::Data)));
+        assert_eq!((reader.has_rest(), reader.filled()), (false, &b"nop"[..]));
+        reader.consume(3);
+        far.shutdown(Shutdown::Write);
+        assert!(matches!(reader.fill_or_rest().await, Ok(Fill::End(End::Clean))));
     });
 }
 
