@@ -62,7 +62,7 @@ pub struct Reader<T: Transport> {
     /// Whether the last receive in bulk got all that it asked for, so that there presumably is more.
     leaves_more: bool,
     /// Length of the last record of data on the wire, in bytes; zero when there was none yet.
-    record_len: usize,
+    record_len: u16,
     demand: Demand,
     is_spliceable: bool,
     end: Option<End>,

@@ -35,9 +35,15 @@ impl<T: Transport> Reader<T> {
         // Linux 6.1 reports a socket whose records the kernel opens as readable though nothing can be received.
         let tells_readiness = !matches!(self.layer, Layer::Kernel(_));
         let is_free = self.in_flight.is_none() && self.plain == 0 && self.failure.is_none();
-        if !self.is_bulk() || !tells_readiness || !is_free {
-            return self.fill().await;
+        if self.is_bulk() && tells_readiness && is_free {
+            // On the heap, because a tunnel keeps room for what is here as long as it lives.
+            Box::pin(self.wait_for_bulk()).await
+        } else {
+            self.fill().await
         }
+    }
+
+    async fn wait_for_bulk(&mut self) -> Result<Fill, StreamError> {
         loop {
             if let Some(end) = self.end {
                 return Ok(Fill::End(end));
@@ -84,7 +90,8 @@ impl<T: Transport> Reader<T> {
         } else {
             self.buffer.compact();
         }
-        let count = whole_records(self.buffer.len(), self.buffer.spare(), self.record_len);
+        let record_len = usize::from(self.record_len);
+        let count = whole_records(self.buffer.len(), self.buffer.spare(), record_len);
         let result = self.io.try_recv(&mut self.buffer, count);
         self.leaves_more = result.as_ref().is_ok_and(|&received| received == count);
         self.on_received(result, Demand::Everything)?;

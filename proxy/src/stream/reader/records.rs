@@ -58,7 +58,7 @@ impl<T: Transport> Reader<T> {
             let opened =
                 opener.open(record).inspect_err(|&error| self.record_error = Some(error))?;
             if let Opened::Data { record_len, .. } = opened {
-                self.record_len = record_len;
+                self.record_len = u16::try_from(record_len).expect("no record is longer");
             }
             match opened {
                 Opened::Partial => break,
