@@ -334,7 +334,7 @@ mod tests {
             ("paced", "1000 tunnels x 20/s", 150 + 600 + 500, 500 + 800, 4),
             ("idle", "5000 tunnels", 150 + 400 + 500 + 500 + 4000, 500, 2),
             ("flush", "64 streams", 150 + 600 + 500, 500 + 51, 5),
-            ("bulk", "download tls, 16 connections", 150 + 125 + 500 + 13, 500, 3),
+            ("bulk", "download tls, 16 connections", 150 + 125 + 500 + 13, 500, 2),
             ("scaling", "64 connections", 150 + 2 * 900 + 2 * 500 + 2 * 51, 500, 2),
         ] {
             close(&plan, name, point, taken(5, run, once, gateways));
