@@ -126,3 +126,44 @@ fn a_tunnel_passes_bulk_on_in_both_directions() {
         assert_eq!(relay.await.expect("no panic").expect("it ends well"), Ending::Closed);
     });
 }
+
+#[test]
+fn bulk_waits_for_its_turn_in_the_socket_and_little_waits_for_none() {
+    run(async {
+        let bench = Bench::new();
+        let ((client_end, down), (up, upstream)) = (pair(1 << 20), pair(1 << 20));
+        let (mut down_reader, mut down_writer) = bench.plain(down);
+        let socket = up.clone();
+        let (mut up_reader, mut up_writer) = bench.plain(up);
+        up_reader.forbid_splicing();
+        down_reader.forbid_splicing();
+        let _relay = tokio::task::spawn_local({
+            let bench = bench.clone();
+            async move {
+                let gaps = Gaps::new(bench.timers.now());
+                let idle = std::time::Duration::from_secs(60);
+                let down = (&mut down_reader, &mut down_writer);
+                tunnel(down, (&mut up_reader, &mut up_writer), idle, &gaps).await
+            }
+        });
+        let (mut sent, mut arrived) = (0, 0);
+        // The first is what makes it bulk.
+        for (count, others_work, comes) in
+            [(1 << 20, false, true), (100, true, true), (100_000, true, false), (0, false, true)]
+        {
+            let turnstile = bench.buffers.turnstile();
+            let leave = if others_work { Some(turnstile.enter().await) } else { None };
+            put_all(&upstream, &noise(count)).await;
+            sent += count;
+            for _ in 0..1000 {
+                let mut buffer = crate::transport::Buffer::with_capacity(1 << 20);
+                arrived += client_end.try_recv(&mut buffer, usize::MAX).unwrap_or(0);
+                tokio::task::yield_now().await;
+            }
+            let left = if comes { 0 } else { count };
+            assert_eq!(sent - arrived, left, "of {count}");
+            assert_eq!(socket.holds(1), !comes, "what waits is in the socket");
+            drop(leave);
+        }
+    });
+}
