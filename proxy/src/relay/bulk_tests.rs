@@ -4,6 +4,7 @@
 use std::cell::Cell;
 
 use proptest::prelude::*;
+use tokio::task::JoinHandle;
 
 use super::splice_tests::{PACE, put_all};
 use super::tests::unframed;
@@ -11,7 +12,7 @@ use super::*;
 use crate::handshake::testing::{received_by, sealed_by, suites};
 use crate::message::framing::Framing;
 use crate::stream::testing::{Bench, noise, read_all, run};
-use crate::transport::double::{Mood, pair};
+use crate::transport::double::{Double, Mood, pair};
 
 /// How the body is framed on its way in, and out.
 fn framings() -> impl Strategy<Value = (bool, Sink)> {
@@ -90,24 +91,30 @@ proptest! {
     }
 }
 
+/// A tunnel between a client and an upstream, beside the caller.
+fn relayed(
+    bench: &Bench,
+    (mut down_reader, mut down_writer): (Reader<Double>, Writer<Double>),
+    (mut up_reader, mut up_writer): (Reader<Double>, Writer<Double>),
+) -> JoinHandle<Result<Ending, RelayError>> {
+    let gaps = Gaps::new(bench.timers.now());
+    tokio::task::spawn_local(async move {
+        let idle = std::time::Duration::from_secs(60);
+        let down = (&mut down_reader, &mut down_writer);
+        tunnel(down, (&mut up_reader, &mut up_writer), idle, &gaps).await
+    })
+}
+
 #[test]
 fn a_tunnel_passes_bulk_on_in_both_directions() {
     run(async {
         let bench = Bench::new();
         let ((client_end, down), (up, upstream)) = (pair(300_000), pair(300_000));
-        let (mut down_reader, mut down_writer, mut client) = bench.tls(down, None, b"");
-        let (mut up_reader, mut up_writer) = bench.plain(up);
+        let (down_reader, down_writer, mut client) = bench.tls(down, None, b"");
+        let (up_reader, up_writer) = bench.plain(up);
         let (there, back) = (noise(1_000_000), noise(1_100_000));
         let sealed = sealed_by(&mut client, &there);
-        let relay = tokio::task::spawn_local({
-            let bench = bench.clone();
-            async move {
-                let gaps = Gaps::new(bench.timers.now());
-                let idle = std::time::Duration::from_secs(60);
-                let down = (&mut down_reader, &mut down_writer);
-                tunnel(down, (&mut up_reader, &mut up_writer), idle, &gaps).await
-            }
-        });
+        let relay = relayed(&bench, (down_reader, down_writer), (up_reader, up_writer));
         let (mut at_client, _w) = bench.plain(client_end.clone());
         let (mut at_upstream, _x) = bench.plain(upstream.clone());
         let send = async {
@@ -132,20 +139,12 @@ fn bulk_waits_for_its_turn_in_the_socket_and_little_waits_for_none() {
     run(async {
         let bench = Bench::new();
         let ((client_end, down), (up, upstream)) = (pair(1 << 20), pair(1 << 20));
-        let (mut down_reader, mut down_writer) = bench.plain(down);
+        let (mut down_reader, down_writer) = bench.plain(down);
         let socket = up.clone();
-        let (mut up_reader, mut up_writer) = bench.plain(up);
+        let (mut up_reader, up_writer) = bench.plain(up);
         up_reader.forbid_splicing();
         down_reader.forbid_splicing();
-        let _relay = tokio::task::spawn_local({
-            let bench = bench.clone();
-            async move {
-                let gaps = Gaps::new(bench.timers.now());
-                let idle = std::time::Duration::from_secs(60);
-                let down = (&mut down_reader, &mut down_writer);
-                tunnel(down, (&mut up_reader, &mut up_writer), idle, &gaps).await
-            }
-        });
+        let _relay = relayed(&bench, (down_reader, down_writer), (up_reader, up_writer));
         let (mut sent, mut arrived) = (0, 0);
         // The first is what makes it bulk.
         for (count, others_work, comes) in
