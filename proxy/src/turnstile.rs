@@ -3,6 +3,7 @@
 //! A worker does in one turn all that is ready. A hundred handshakes that arrive together, or as many large buffers that are
 //! to be sealed, would hold a message up for as long as all of them take; each is some dozens of messages.
 
+use std::cell::Cell;
 use std::future::Future;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -40,6 +41,27 @@ impl Leave<'_> {
             drop(self);
         };
         tokio::join!(step, turn).0
+    }
+
+    /// The same, but also gives the leave back where `step` was over when `turn` was: for a step that goes on where this
+    /// one ended.
+    pub async fn go_and_return<T>(
+        self,
+        turn: impl Future<Output = ()>,
+        step: impl Future<Output = T>,
+    ) -> (T, Option<Self>) {
+        let is_over = Cell::new(false);
+        let step = async {
+            let done = step.await;
+            is_over.set(true);
+            done
+        };
+        let turn = async {
+            turn.await;
+            is_over.get().then_some(self)
+        };
+        // What ends together is to be seen as over.
+        tokio::join!(biased; step, turn)
     }
 }
 
@@ -81,6 +103,35 @@ mod tests {
         assert!(second.as_mut().poll(&mut cx).is_pending());
         let third = pin!(async { turnstile.enter().await.go(ready(()), async { "done" }).await });
         assert_eq!(third.poll(&mut cx), Poll::Ready("done"));
+    }
+
+    #[test]
+    fn leave_comes_back_where_the_step_was_over_within_the_turn() {
+        let turnstile = Turnstile::default();
+        let mut cx = Context::from_waker(Waker::noop());
+        let leave = |turn: &Rc<Semaphore>, step: &Rc<Semaphore>| {
+            let (turn, step) = (Rc::clone(turn), Rc::clone(step));
+            let turn = async move { drop(turn.acquire().await) };
+            let step = async move { drop(step.acquire().await) };
+            async { turnstile.enter().await.go_and_return(turn, step).await.1 }
+        };
+        let [turn, step] = [0, 0].map(|permits| Rc::new(Semaphore::new(permits)));
+        let mut quick = pin!(leave(&turn, &step));
+        assert!(quick.as_mut().poll(&mut cx).is_pending());
+        turn.add_permits(1);
+        step.add_permits(1);
+        let Poll::Ready(Some(kept)) = quick.as_mut().poll(&mut cx) else { panic!("it was over") };
+        let mut next = pin!(turnstile.enter());
+        assert!(next.as_mut().poll(&mut cx).is_pending(), "nobody passes meanwhile");
+        drop(kept);
+        let Poll::Ready(next) = next.poll(&mut cx) else { panic!("the leave is free") };
+        drop(next);
+        let [turn, step] = [1, 0].map(|permits| Rc::new(Semaphore::new(permits)));
+        let mut slow = pin!(leave(&turn, &step));
+        assert!(slow.as_mut().poll(&mut cx).is_pending());
+        assert!(pin!(turnstile.enter()).poll(&mut cx).is_ready(), "it waits for itself alone");
+        step.add_permits(1);
+        assert!(matches!(slow.poll(&mut cx), Poll::Ready(None)));
     }
 
     #[test]

@@ -182,10 +182,11 @@ pub async fn pump<T: Transport, U: Transport>(
     from.watch().receive_at_leisure();
     loop {
         let step = if is_long(from) {
-            let place = (from.buffers(), from.socket());
+            let step = async |from: &mut Reader<T>| {
+                forward(from, to, &mut source, &mut outlet, &mut progress).await
+            };
             // On the heap, because a connection keeps room for what is here as long as a body lasts.
-            let step = forward(from, to, &mut source, &mut outlet, &mut progress);
-            Box::pin(alone(place, step)).await?
+            Box::pin(alone(from, step, |step| step.ended)).await?
         } else {
             forward(from, to, &mut source, &mut outlet, &mut progress).await?
         };

@@ -166,3 +166,53 @@ fn bulk_waits_for_its_turn_in_the_socket_and_little_waits_for_none() {
         }
     });
 }
+
+#[test]
+fn a_transfer_makes_some_steps_before_the_next_one_makes_its_first() {
+    run(async {
+        const LEN: usize = 4 << 20;
+        let bench = Bench::new();
+        let ends = [0, 0].map(|_| (pair(LEN), pair(LEN)));
+        let data = noise(LEN);
+        let (mut pumps, mut sinks) = (Vec::new(), Vec::new());
+        let leave = bench.buffers.turnstile().enter().await;
+        for ((source, near), (far, sink)) in ends {
+            let ((mut from, _w), (_r, mut to)) = (bench.plain(near), bench.plain(far));
+            from.forbid_splicing();
+            put_all(&source, &data).await;
+            sinks.push(sink);
+            pumps.push(tokio::task::spawn_local(async move {
+                let all = Source::Length(LEN as u64);
+                pump(&mut from, &mut to, all, Sink::Raw, PACE, None).await
+            }));
+        }
+        // Who comes in bulk is known, and both wait.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        drop(leave);
+        // Who made each step, in their order.
+        let mut steps = Vec::new();
+        let mut arrived = [0, 0];
+        for _ in 0..1000 {
+            for (who, sink) in sinks.iter().enumerate() {
+                let mut buffer = crate::transport::Buffer::with_capacity(LEN);
+                let count = sink.try_recv(&mut buffer, usize::MAX).unwrap_or(0);
+                arrived[who] += count;
+                if count > LONG_STEP_BYTES_MIN {
+                    steps.push(who);
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(arrived, [LEN, LEN]);
+        let turns: Vec<usize> = steps.chunk_by(|a, b| a == b).map(<[usize]>::len).collect();
+        assert!(turns.len() >= 8, "they alternate: {turns:?}");
+        // What made it bulk comes first, and the last have less left.
+        let whole = &turns[2..turns.len() - 2];
+        assert!(whole.iter().all(|&steps| steps == LONG_STEPS_MAX), "{turns:?}");
+        for pump in pumps {
+            assert_eq!(pump.await.expect("no panic").expect("it ends well"), LEN as u64);
+        }
+    });
+}

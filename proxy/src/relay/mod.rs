@@ -7,18 +7,14 @@ mod gaps;
 mod splice;
 mod tunnel;
 
-use std::future::Future;
-use std::rc::Rc;
-
 use thiserror::Error;
 
 pub use body::{BodyError, Pace, Sink, Source, Step, pump};
 pub use gaps::{DEAD_AFTER, Gaps, RiskCounters, UNSTABLE_AFTER, UnstableRisk};
 pub use tunnel::{Ending, tunnel};
 
-use crate::buffers::Buffers;
 use crate::error::Fault;
-use crate::limits::{LONG_STEP_BYTES_MIN, RECORD_PLAINTEXT_MAX};
+use crate::limits::{LONG_STEP_BYTES_MIN, LONG_STEPS_MAX, RECORD_PLAINTEXT_MAX};
 use crate::stream::{Reader, StreamError, Writer};
 use crate::transport::Transport;
 
@@ -59,13 +55,29 @@ fn is_long<T: Transport>(from: &Reader<T>) -> bool {
 }
 
 /// Makes `step`, a long one, in a turn in which no other long step begins. What it receives there it also opens or seals, and sends:
-/// while the others have their turns, the processor's caches would lose it.
+/// while the others have their turns, the processor's caches would lose it. Where more has come meanwhile and the sink has taken all,
+/// further ones follow, a turn for each, before another transfer has its first one: by then the caches of all who take part, source and
+/// sink among them, have lost what belongs to this transfer. None follows what `is_last` says so of.
 async fn alone<T: Transport, R>(
-    (buffers, socket): (Rc<Buffers>, T),
-    step: impl Future<Output = R>,
-) -> R {
-    let leave = buffers.turnstile().enter().await;
-    leave.go(socket.turn(), step).await
+    from: &mut Reader<T>,
+    mut step: impl AsyncFnMut(&mut Reader<T>) -> Result<R, RelayError>,
+    is_last: impl Fn(&R) -> bool,
+) -> Result<R, RelayError> {
+    let (buffers, socket) = (from.buffers(), from.socket());
+    let mut leave = buffers.turnstile().enter().await;
+    let mut steps = 1;
+    loop {
+        let (done, kept) = leave.go_and_return(socket.turn(), step(from)).await;
+        match (done, kept) {
+            (Ok(done), Some(kept))
+                if steps < LONG_STEPS_MAX && !is_last(&done) && from.has_more() =>
+            {
+                leave = kept;
+            }
+            (done, _) => return done,
+        }
+        steps += 1;
+    }
 }
 
 /// Passes on all that `from` holds, of which the last part may stay staged until the next flush. Much of it goes in the

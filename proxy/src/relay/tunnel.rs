@@ -93,12 +93,17 @@ async fn direction<T: Transport, U: Transport>(
     loop {
         let mut moved = 0;
         if !from.filled().is_empty() || from.has_rest() {
-            let len = if is_long(from) {
-                let place = (from.buffers(), from.socket());
+            let forwarded = if is_long(from) {
+                let step = async |from: &mut Reader<T>| forward(from, to).await;
                 // On the heap, because a tunnel keeps room for what is here as long as it lives.
-                Box::pin(alone(place, forward(from, to))).await?
+                Box::pin(alone(from, step, |_| false)).await
             } else {
-                forward(from, to).await?
+                forward(from, to).await
+            };
+            let len = match forwarded {
+                Ok(len) => len,
+                Err(RelayError::Stream(Side::From, error)) => return ending(error),
+                Err(error) => return Err(error),
             };
             moved = len as u64;
             // Otherwise what goes the other way carries the acknowledgement.
@@ -116,11 +121,8 @@ async fn direction<T: Transport, U: Transport>(
         {
             if source.tells_readiness() {
                 moved = 0;
-                match from.readable().await {
-                    Ok(()) => {}
-                    Err(StreamError::Expired) => return Ok(Ending::Idle),
-                    Err(StreamError::Drained) => return Ok(Ending::Drained),
-                    Err(error) => return Err(RelayError::Stream(Side::From, error)),
+                if let Err(error) = from.readable().await {
+                    return ending(error);
                 }
             }
             let Some(count) = splice(from, to, u64::MAX, None).await? else {
@@ -150,10 +152,17 @@ async fn direction<T: Transport, U: Transport>(
                 let cut = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
                 return Err(RelayError::Stream(Side::From, StreamError::Io(cut)));
             }
-            Err(StreamError::Expired) => return Ok(Ending::Idle),
-            Err(StreamError::Drained) => return Ok(Ending::Drained),
-            Err(error) => return Err(RelayError::Stream(Side::From, error)),
+            Err(error) => return ending(error),
         }
+    }
+}
+
+/// What it means that no more can be read.
+fn ending(error: StreamError) -> Result<Ending, RelayError> {
+    match error {
+        StreamError::Expired => Ok(Ending::Idle),
+        StreamError::Drained => Ok(Ending::Drained),
+        error => Err(RelayError::Stream(Side::From, error)),
     }
 }
 

@@ -7,7 +7,7 @@
 use super::records::Layer;
 use super::{Demand, Fill, Reader};
 use crate::buffers::Class;
-use crate::limits::RECORD_PLAINTEXT_MAX;
+use crate::limits::REST_BYTES_MIN;
 use crate::stream::StreamError;
 use crate::transport::Transport;
 
@@ -15,6 +15,13 @@ impl<T: Transport> Reader<T> {
     /// Whether much has come that nobody has taken yet: it is for [`Reader::take_rest`], a long step.
     #[must_use]
     pub fn has_rest(&self) -> bool {
+        self.has_rest
+    }
+
+    /// Whether much more had come in bulk than was taken, as far as is known without asking the kernel. It then is a rest.
+    pub fn has_more(&mut self) -> bool {
+        let leaves_more = std::mem::take(&mut self.leaves_more);
+        self.has_rest = leaves_more && self.plain == 0 && self.end.is_none();
         self.has_rest
     }
 
@@ -48,13 +55,12 @@ impl<T: Transport> Reader<T> {
             if let Some(end) = self.end {
                 return Ok(Fill::End(end));
             }
-            let mut is_much = std::mem::take(&mut self.leaves_more);
-            if !is_much {
-                self.pin_little();
-                self.readable().await?;
-                is_much = self.io.holds(RECORD_PLAINTEXT_MAX);
+            self.pin_little();
+            if self.has_more() {
+                return Ok(Fill::Data);
             }
-            if is_much {
+            self.readable().await?;
+            if self.io.holds(REST_BYTES_MIN) {
                 self.has_rest = true;
                 return Ok(Fill::Data);
             }
