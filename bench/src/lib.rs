@@ -38,6 +38,9 @@ pub mod options;
 /// What has to be there.
 pub mod install;
 
+/// Where it all happens.
+pub mod network;
+
 /// A relay that looks at nothing.
 pub mod floor;
 

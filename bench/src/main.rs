@@ -11,7 +11,7 @@ use tlsplice_bench::micro::Cost;
 use tlsplice_bench::options::Options;
 use tlsplice_bench::report::{self, Report};
 use tlsplice_bench::run::{self, Plan};
-use tlsplice_bench::{install, micro, scenario};
+use tlsplice_bench::{install, micro, network, scenario};
 use tlsplice_fixtures::{Error, Result};
 
 fn main() -> ExitCode {
@@ -79,6 +79,8 @@ fn bench(options: &Options) -> Result<()> {
         next: options.scratch().join("next"),
     };
     install::tools(&plan)?;
+    // Not before: what is installed comes from the network of the machine.
+    network::enter(options)?;
     let version = |kind: &Kind| (kind.name().to_owned(), kind.version(&plan.binary, &plan.next));
     let versions = plan.kinds.iter().map(version).collect();
     let outcomes = run::run(&plan)?;

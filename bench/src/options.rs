@@ -55,6 +55,13 @@ pub struct Options {
     /// Milliseconds that count in each run, of which 60 % do where there is no bar [default: 500, with --quick 250].
     #[arg(long, value_name = "N")]
     pub window_ms: Option<u64>,
+    /// Congestion control of all connections, which are made in a network namespace of their own; `machine` for the
+    /// machine's own network and what it has there [default: cubic, the usual one of Linux, if that can be had].
+    #[arg(long, value_name = "NAME")]
+    pub congestion_control: Option<String>,
+    /// This process is in that namespace.
+    #[arg(long, hide = true)]
+    pub in_own_network: bool,
     /// The gateway's program.
     #[arg(long, hide = true, value_name = "FILE")]
     pub tlsplice: PathBuf,

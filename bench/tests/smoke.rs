@@ -25,6 +25,8 @@ fn bench(scenario: &str) -> Value {
         .arg(out.path())
         .args(["--quick", "--rivals", "none", "--runs", "1", "--window-ms", "250"])
         .args(["--scenario", scenario])
+        // The machine has another one, presumably.
+        .args(["--congestion-control", "reno"])
         .output()
         .expect("the benchmark runs");
     let told = String::from_utf8_lossy(&output.stderr);
@@ -43,6 +45,10 @@ fn bench(scenario: &str) -> Value {
 fn requests_and_messages_are_counted_and_cost_something() {
     for scenario in ["get", "echo", "handshake"] {
         let report = bench(scenario);
+        assert!(
+            report["machine"].as_str().is_some_and(|told| told.contains("TCP reno")),
+            "{report}"
+        );
         let outcomes = report["outcomes"].as_array().expect("outcomes");
         assert!(!outcomes.is_empty());
         for outcome in outcomes {

@@ -12,6 +12,7 @@ use std::process::Command;
 use serde::Serialize;
 use tlsplice_fixtures::{Error, Result};
 
+use crate::network::congestion_control;
 use crate::outcome::Outcome;
 
 pub use chart::summary as summary_chart;
@@ -95,9 +96,8 @@ pub fn machine() -> String {
         .any(|line| line.starts_with("flags") && line.split(' ').any(|flag| flag == "hypervisor"));
     let kind = if is_virtual { "virtual machine, " } else { "" };
     // One that paces sends a part of a transfer from timers, on the account of whoever runs just then.
-    let congestion = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
-    let congestion = congestion.unwrap_or_default();
-    let (kernel, congestion) = (kernel.trim(), congestion.trim());
+    let congestion = congestion_control().unwrap_or_default();
+    let kernel = kernel.trim();
     format!("{kind}{cores} x {model}, Linux {kernel}, TCP {congestion}, loopback")
 }
 
