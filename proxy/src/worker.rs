@@ -18,7 +18,7 @@ use crate::accept::{Admission, Ticket};
 use crate::addr::ClientAddr;
 use crate::buffers::Buffers;
 use crate::config;
-use crate::connection::{self, Core, Door};
+use crate::connection::{self, Core, Door, Spare};
 use crate::generation::{Generation, Shared};
 use crate::ktls::probe::Support;
 use crate::limits::{ABORT_GRACE, ACCEPT_PAUSE, PROBE_AFTER, PROBES_SPREAD, TIMER_TICK};
@@ -201,6 +201,7 @@ impl Worker {
             counters,
             generation: RefCell::new(generation),
             is_draining: Cell::new(false),
+            spare: Spare::default(),
         });
         let orders = RefCell::new(orders);
         let former = RefCell::default();

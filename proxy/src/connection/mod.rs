@@ -11,6 +11,7 @@ mod moved;
 mod request;
 mod response;
 mod session;
+mod spare;
 mod tunnel;
 
 use std::cell::{Cell, RefCell};
@@ -43,6 +44,7 @@ use exchange::Forwarded;
 use fold::Fold;
 use request::{Facts, Plan};
 use session::Session;
+pub use spare::Spare;
 use tunnel::Tunnel;
 
 /// Said when a connection ends for the sake of its key.
@@ -65,6 +67,8 @@ pub struct Core<N: Network> {
     pub generation: RefCell<Rc<Generation<N>>>,
     /// The gateway is being stopped: each response is the last on its connection.
     pub is_draining: Cell<bool>,
+    /// Memory of requests that are over.
+    pub spare: Spare,
 }
 
 /// The listener that a connection came through.
@@ -192,6 +196,7 @@ async fn serve_all<N: Network>(
             pseudonym: generation.shared.pseudonym,
             is_draining: &core.is_draining,
             server_name: server_name.as_deref(),
+            spare: &core.spare,
         };
         let mut record = new_record(peer.source, session);
         let plan = match read_head(session, &facts, &mut record).await {
@@ -223,6 +228,7 @@ async fn serve_all<N: Network>(
                         return Served::Upgraded(Box::new(tunnel));
                     }
                 };
+                core.spare.give(forward);
                 if is_folded && record.status == 200 && record.fault.is_none() {
                     record.total = start.elapsed();
                     count(core, &generation, &record);

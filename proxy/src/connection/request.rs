@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::addr::ClientAddr;
 use crate::config::{Config, Route, Service};
 use crate::connection::Door;
+use crate::connection::spare::Spare;
 use crate::message::framing::Framing;
 use crate::message::name::Name;
 use crate::message::reply::{self, Refusal};
@@ -29,6 +30,8 @@ pub(super) struct Facts<'a> {
     pub is_draining: &'a Cell<bool>,
     /// What the client asked for in its handshake, where there is a choice of certificates.
     pub server_name: Option<&'a str>,
+    /// Memory of earlier requests.
+    pub spare: &'a Spare,
 }
 
 /// What is done with a request.
@@ -64,6 +67,9 @@ pub(super) struct Forward {
     /// Who asks.
     pub identity: Identity,
 }
+
+/// Most heads are shorter than this, in bytes, as the next hop gets them.
+pub(super) const HEAD_BYTES: usize = 1024;
 
 /// The bounds of heads.
 pub(super) fn head_limits(config: &Config) -> HeadLimits {
@@ -157,10 +163,15 @@ fn decide(head: &RequestHead<'_, '_>, facts: &Facts<'_>, record: &mut Record) ->
         port: facts.door.port,
         pseudonym: facts.pseudonym,
     };
-    let mut upstream_head = Vec::with_capacity(1024);
+    let mut spare = facts.spare.take();
+    let (mut upstream_head, mut authority) = match &mut spare {
+        Some(spare) => (std::mem::take(&mut spare.head), std::mem::take(&mut spare.authority)),
+        None => (Vec::with_capacity(HEAD_BYTES), String::new()),
+    };
+    authority.push_str(head.authority);
     let mapping = Mapping { public: &route.path, upstream: &route.upstream_path };
     rewrite::write_request(head, mapping, identity, &route.request_headers, &mut upstream_head);
-    Plan::Forward(Box::new(Forward {
+    let forward = Forward {
         route: index,
         head: upstream_head,
         framing: head.framing,
@@ -169,9 +180,16 @@ fn decide(head: &RequestHead<'_, '_>, facts: &Facts<'_>, record: &mut Record) ->
         to_head,
         is_idempotent: head.is_idempotent(),
         websocket_key: head.websocket_key.map(ToOwned::to_owned),
-        authority: head.authority.to_owned(),
+        authority,
         identity,
-    }))
+    };
+    Plan::Forward(match spare {
+        Some(mut spare) => {
+            *spare = forward;
+            spare
+        }
+        None => Box::new(forward),
+    })
 }
 
 /// Nearly every client writes it so.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::exchange::{Answer, Failure, Progress};
-use super::request::{Forward, head_limits};
+use super::request::{Forward, HEAD_BYTES, head_limits};
 use crate::config::Route;
 use crate::error::Fault;
 use crate::generation::Shared;
@@ -27,7 +27,8 @@ pub(super) async fn respond<T: Transport>(
     progress: &Progress,
 ) -> Result<Answer, Failure> {
     let idle_timeout = shared.config.upstreams[route.upstream].idle_timeout;
-    let mut head = Vec::with_capacity(1024);
+    // Nothing is allocated before there is something to be written.
+    let mut head = Vec::new();
     for _ in 0..=INTERIM_RESPONSES_MAX {
         let read = read_response(shared, route, forward, up, progress, &mut head).await?;
         let client_error =
@@ -50,6 +51,7 @@ pub(super) async fn respond<T: Transport>(
                 progress.response_started.set(true);
                 progress.framing.set(source);
                 down.push_all(&head).await.map_err(client_error)?;
+                drop(head);
                 let source = Source::new(source);
                 let pace = Pace::Idle(idle_timeout);
                 return match relay::pump(up, down, source, sink, pace, None).await {
@@ -152,6 +154,7 @@ fn translate(
         edits: &route.response_headers,
     };
     out.clear();
+    out.reserve(HEAD_BYTES);
     rewrite::write_response(&head, &context, out);
     let read = match head.status {
         101 => Read::Upgrade,

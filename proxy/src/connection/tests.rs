@@ -174,6 +174,7 @@ fn world(capacity: usize, mood: Mood) -> World {
         counters,
         generation: RefCell::new(generation),
         is_draining: Cell::new(false),
+        spare: Spare::default(),
     });
     World { core, network }
 }
