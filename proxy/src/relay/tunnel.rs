@@ -94,9 +94,14 @@ async fn direction<T: Transport, U: Transport>(
         let mut moved = 0;
         if !from.filled().is_empty() || from.has_rest() {
             let forwarded = if is_long(from) {
-                let step = async |from: &mut Reader<T>| forward(from, to).await;
+                let mut len = 0;
+                // The last step may find nothing where those before it moved much.
+                let step = async |from: &mut Reader<T>| {
+                    len += forward(from, to).await?;
+                    Ok(())
+                };
                 // On the heap, because a tunnel keeps room for what is here as long as it lives.
-                Box::pin(alone(from, step, |_| false)).await
+                Box::pin(alone(from, step, |()| false)).await.map(|()| len)
             } else {
                 forward(from, to).await
             };
