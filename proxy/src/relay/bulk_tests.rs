@@ -216,3 +216,30 @@ fn a_transfer_makes_some_steps_before_the_next_one_makes_its_first() {
         }
     });
 }
+
+#[test]
+fn a_tunnel_lives_on_from_bytes_behind_which_there_was_nothing() {
+    run(async {
+        let bench = Bench::new();
+        let ((client_end, down), (up, upstream)) = (pair(1 << 20), pair(1 << 20));
+        let (mut up_reader, up_writer) = bench.plain(up);
+        up_reader.forbid_splicing();
+        let relay = relayed(&bench, bench.plain(down), (up_reader, up_writer));
+        // The first is what makes it bulk; the second is all that one receive takes, so that another one is tried.
+        for count in [1 << 20, 16 * RECORD_PLAINTEXT_MAX] {
+            put_all(&upstream, &noise(count)).await;
+            let mut arrived = 0;
+            for _ in 0..1000 {
+                let mut buffer = crate::transport::Buffer::with_capacity(1 << 20);
+                arrived += client_end.try_recv(&mut buffer, usize::MAX).unwrap_or(0);
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(arrived, count);
+            bench.advance(std::time::Duration::from_secs(40));
+        }
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!relay.is_finished(), "it was idle for 40 s of 60");
+    });
+}
