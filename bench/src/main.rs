@@ -80,7 +80,7 @@ fn bench(options: &Options) -> Result<()> {
     };
     install::tools(&plan)?;
     // Not before: what is installed comes from the network of the machine.
-    network::enter(options)?;
+    let _network = network::enter(options.congestion_control.as_deref())?;
     let version = |kind: &Kind| (kind.name().to_owned(), kind.version(&plan.binary, &plan.next));
     let versions = plan.kinds.iter().map(version).collect();
     let outcomes = run::run(&plan)?;

@@ -59,9 +59,6 @@ pub struct Options {
     /// machine's own network and what it has there [default: cubic, the usual one of Linux, if that can be had].
     #[arg(long, value_name = "NAME")]
     pub congestion_control: Option<String>,
-    /// This process is in that namespace.
-    #[arg(long, hide = true)]
-    pub in_own_network: bool,
     /// The gateway's program.
     #[arg(long, hide = true, value_name = "FILE")]
     pub tlsplice: PathBuf,

@@ -36,11 +36,7 @@ impl Leave<'_> {
     /// Does `step`. What it computes before it first waits has the turn for itself; the next one comes when `turn` is
     /// over, however long this one waits after that.
     pub async fn go<T>(self, turn: impl Future<Output = ()>, step: impl Future<Output = T>) -> T {
-        let turn = async {
-            turn.await;
-            drop(self);
-        };
-        tokio::join!(step, turn).0
+        self.go_and_return(turn, step).await.0
     }
 
     /// The same, but also gives the leave back where `step` was over when `turn` was: for a step that goes on where this

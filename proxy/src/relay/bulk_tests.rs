@@ -105,6 +105,17 @@ fn relayed(
     })
 }
 
+/// Takes all that arrives at `end` until nothing moves any more, and returns how much that is.
+async fn arrived(end: &Double) -> usize {
+    let mut count = 0;
+    for _ in 0..1000 {
+        let mut buffer = crate::transport::Buffer::with_capacity(1 << 20);
+        count += end.try_recv(&mut buffer, usize::MAX).unwrap_or(0);
+        tokio::task::yield_now().await;
+    }
+    count
+}
+
 #[test]
 fn a_tunnel_passes_bulk_on_in_both_directions() {
     run(async {
@@ -145,7 +156,7 @@ fn bulk_waits_for_its_turn_in_the_socket_and_little_waits_for_none() {
         up_reader.forbid_splicing();
         down_reader.forbid_splicing();
         let _relay = relayed(&bench, (down_reader, down_writer), (up_reader, up_writer));
-        let (mut sent, mut arrived) = (0, 0);
+        let (mut sent, mut arrived_so_far) = (0, 0);
         // The first is what makes it bulk.
         for (count, others_work, comes) in
             [(1 << 20, false, true), (100, true, true), (100_000, true, false), (0, false, true)]
@@ -154,13 +165,9 @@ fn bulk_waits_for_its_turn_in_the_socket_and_little_waits_for_none() {
             let leave = if others_work { Some(turnstile.enter().await) } else { None };
             put_all(&upstream, &noise(count)).await;
             sent += count;
-            for _ in 0..1000 {
-                let mut buffer = crate::transport::Buffer::with_capacity(1 << 20);
-                arrived += client_end.try_recv(&mut buffer, usize::MAX).unwrap_or(0);
-                tokio::task::yield_now().await;
-            }
+            arrived_so_far += arrived(&client_end).await;
             let left = if comes { 0 } else { count };
-            assert_eq!(sent - arrived, left, "of {count}");
+            assert_eq!(sent - arrived_so_far, left, "of {count}");
             assert_eq!(socket.holds(1), !comes, "what waits is in the socket");
             drop(leave);
         }
@@ -228,13 +235,7 @@ fn a_tunnel_lives_on_from_bytes_behind_which_there_was_nothing() {
         // The first is what makes it bulk; the second is all that one receive takes, so that another one is tried.
         for count in [1 << 20, 16 * RECORD_PLAINTEXT_MAX] {
             put_all(&upstream, &noise(count)).await;
-            let mut arrived = 0;
-            for _ in 0..1000 {
-                let mut buffer = crate::transport::Buffer::with_capacity(1 << 20);
-                arrived += client_end.try_recv(&mut buffer, usize::MAX).unwrap_or(0);
-                tokio::task::yield_now().await;
-            }
-            assert_eq!(arrived, count);
+            assert_eq!(arrived(&client_end).await, count);
             bench.advance(std::time::Duration::from_secs(40));
         }
         for _ in 0..100 {

@@ -70,7 +70,7 @@ async fn alone<T: Transport, R>(
         let (done, kept) = leave.go_and_return(socket.turn(), step(from)).await;
         match (done, kept) {
             (Ok(done), Some(kept))
-                if steps < LONG_STEPS_MAX && !is_last(&done) && from.has_more() =>
+                if steps < LONG_STEPS_MAX && !is_last(&done) && from.note_rest() =>
             {
                 leave = kept;
             }

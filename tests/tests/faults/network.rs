@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use tlsplice_tests::client::{Client, tls_config};
 use tlsplice_tests::gateway::{Config, Gateway};
 use tlsplice_tests::ledger::{Ledger, UPGRADE, content};
-use tlsplice_tests::network::{Network, filter, met, run, set};
+use tlsplice_tests::network::{Network, enter, filter, met, run, set};
 use tlsplice_tests::{need, wait_for};
 
 use crate::stage::{Stage, expect_whole, hash, upload};
@@ -17,7 +17,7 @@ use crate::stage::{Stage, expect_whole, hash, upload};
 /// A network, with the programs that change it; None where this user may not have one.
 fn network() -> Option<Network> {
     need(&["nftables", "iproute2"]);
-    let network = Network::enter()?;
+    let network = enter()?;
     filter("add table inet faults");
     filter("add chain inet faults arriving { type filter hook input priority 0; }");
     Some(network)
@@ -289,7 +289,7 @@ fn a_full_accept_queue_only_delays() {
                 .map(|_| {
                     let config = Arc::clone(&config);
                     scope.spawn(move || {
-                        network.join();
+                        network.join().expect("root may");
                         Client::with(address, &config, "localhost").get("/").status
                     })
                 })

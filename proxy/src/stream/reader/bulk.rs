@@ -18,8 +18,9 @@ impl<T: Transport> Reader<T> {
         self.has_rest
     }
 
-    /// Whether much more had come in bulk than was taken, as far as is known without asking the kernel. It then is a rest.
-    pub fn has_more(&mut self) -> bool {
+    /// Notes as a rest what presumably was left, because the last receive got all that it asked for; whether there is any. The
+    /// kernel is not asked.
+    pub fn note_rest(&mut self) -> bool {
         let leaves_more = std::mem::take(&mut self.leaves_more);
         self.has_rest = leaves_more && self.plain == 0 && self.end.is_none();
         self.has_rest
@@ -56,7 +57,7 @@ impl<T: Transport> Reader<T> {
                 return Ok(Fill::End(end));
             }
             self.pin_little();
-            if self.has_more() {
+            if self.note_rest() {
                 return Ok(Fill::Data);
             }
             self.readable().await?;
