@@ -49,7 +49,7 @@ pub struct Options {
     /// List the scenarios and end.
     #[arg(long)]
     pub list: bool,
-    /// Runs of each gateway and point; up to twice as many where there is a bar, four times for one of a 99th percentile.
+    /// Runs of each gateway and point; up to twice as many where there is a bar.
     #[arg(long, default_value_t = 5, value_name = "N")]
     pub runs: usize,
     /// Milliseconds that count in each run, of which 60 % do where there is no bar [default: 500, with --quick 250].

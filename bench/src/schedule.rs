@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::external;
 use crate::load::{Group, STREAM_LEAD, Work};
 use crate::run::Plan;
-use crate::scenario::{Figure, Layout, Point, Scenario};
+use crate::scenario::{Layout, Point, Scenario};
 
 /// Runs that a point gets even when it is slow, unless others would then lack the time for theirs,
 const RUNS_MIN: usize = 5;
@@ -14,8 +14,6 @@ const QUICK_RUNS_MIN: usize = 2;
 /// How many times the runs of others a point has for which there is a bar, and of the time that nobody needs: more rounds make a
 /// verdict surer.
 const BARRED_SHARES: u32 = 2;
-/// The same where the bar is for a tail: what few of the delays decide differs more from run to run.
-const TAIL_SHARES: u32 = 4;
 /// How much of a window counts where there is no bar, per cent.
 const UNBARRED_PERCENT: u32 = 60;
 /// Windows that one of a slow point stands for.
@@ -220,13 +218,7 @@ pub(crate) fn is_kept(group: &Group) -> bool {
 }
 
 fn shares(point: &Point) -> u32 {
-    if !point.has_bar() {
-        1
-    } else if point.tells(&[Figure::P99, Figure::AddedP99]) {
-        TAIL_SHARES
-    } else {
-        BARRED_SHARES
-    }
+    if point.has_bar() { BARRED_SHARES } else { 1 }
 }
 
 fn count(few: usize) -> u32 {
@@ -354,25 +346,6 @@ mod tests {
         close(&plan, "get", "TLS, 1000 connections", taken(1, 575, 1300, 2));
         (plan.runs, plan.quick) = (5, true);
         close(&plan, "get", "TLS, 1 connection", taken(2, 775, 501, 2));
-    }
-
-    #[test]
-    fn a_bar_is_worth_more_runs_and_one_for_a_tail_most() {
-        let plan = plan(crate::scenario::load(None, None).expect("our own"));
-        for (name, wanted, most) in [
-            ("get", "TLS, 1000 connections", 5),
-            ("get", "TLS, 64 connections", 10),
-            ("idle", "5000 tunnels", 5),
-            ("flush", "64 streams", 20),
-            ("mixed", "64 tunnels x 20/s, bulk download at 1 Gbit/s", 20),
-            ("mixed", "64 tunnels x 20/s, handshake storm", 5),
-        ] {
-            let mut points = plan.points();
-            let found =
-                points.find(|(scenario, point)| scenario.name == name && point.name == wanted);
-            let (_, point) = found.expect("there is one");
-            assert_eq!(runs(&plan, point), most, "{name} / {wanted}");
-        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! What a connection pins while it is idle decides how many fit into memory: a socket on which little comes, such as
 //! that of a tunnel at rest, waits with a [`Class::Tiny`] buffer, others with [`Class::Small`], an active one with
-//! [`Class::Record`], and only a transfer that fills those gets [`Class::Bulk`] (a larger buffer costs 40 % less CPU per
+//! [`Class::Record`], and only a transfer that fills those gets [`Class::Bulk`] (a larger buffer costs less CPU per
 //! byte). Nobody waits with one of these: the few that are in use stay in the processor's cache.
 
 use std::cell::RefCell;

@@ -13,7 +13,7 @@ table{border-collapse:collapse;font-size:13px}td,th{padding:.25rem .6rem;border-
 pub fn page(report: &Report) -> String {
     let mut html = format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>tlsplice benchmark</title>\
-         <style>{STYLE}</style></head><body><h1>tlsplice benchmark</h1><p>{}, {}. Up to {} interleaved runs of {} s, twice as many where there is a bar, four times for one of a 99th percentile, and shorter ones elsewhere; \
+         <style>{STYLE}</style></head><body><h1>tlsplice benchmark</h1><p>{}, {}. Up to {} interleaved runs of {} s, twice as many where there is a bar, and shorter ones elsewhere; \
          medians, with the ratio to the best rival and its 95 % bootstrap interval. Less is better unless a bar says \
          otherwise.</p><ul>",
         escape(&report.date),

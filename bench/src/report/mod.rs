@@ -68,7 +68,7 @@ impl Report {
     pub fn provenance(&self) -> String {
         // Writing to a string cannot fail.
         let mut text = format!(
-            "{}, {}; medians of at most {} interleaved runs of {} s; where there is a bar of up to twice as many, for one of a 99th percentile four times, elsewhere of shorter ones.\n",
+            "{}, {}; medians of at most {} interleaved runs of {} s; where there is a bar of up to twice as many, elsewhere of shorter ones.\n",
             self.date, self.machine, self.runs, self.window_seconds
         );
         for (name, version) in &self.versions {

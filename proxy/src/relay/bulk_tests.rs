@@ -10,6 +10,7 @@ use super::splice_tests::{PACE, put_all};
 use super::tests::unframed;
 use super::*;
 use crate::handshake::testing::{received_by, sealed_by, suites};
+use crate::limits::{BUFFER_BULK_BYTES, BULK_FRAMING_BYTES};
 use crate::message::framing::Framing;
 use crate::stream::testing::{Bench, noise, read_all, run};
 use crate::transport::double::{Double, Mood, pair};
@@ -233,7 +234,7 @@ fn a_tunnel_lives_on_from_bytes_behind_which_there_was_nothing() {
         up_reader.forbid_splicing();
         let relay = relayed(&bench, bench.plain(down), (up_reader, up_writer));
         // The first is what makes it bulk; the second is all that one receive takes, so that another one is tried.
-        for count in [1 << 20, 16 * RECORD_PLAINTEXT_MAX] {
+        for count in [1 << 20, BUFFER_BULK_BYTES - BULK_FRAMING_BYTES] {
             put_all(&upstream, &noise(count)).await;
             assert_eq!(arrived(&client_end).await, count);
             bench.advance(std::time::Duration::from_secs(40));
