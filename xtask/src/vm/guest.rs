@@ -28,6 +28,9 @@ pub(super) struct Verdict {
     pub(super) rows: Vec<String>,
     /// Why it is no success.
     pub(super) problems: Vec<String>,
+    /// What failed tests printed, and what the kernel said of faults of its own: where this is all that is kept, as in CI, it
+    /// must tell what happened.
+    pub(super) evidence: Vec<String>,
 }
 
 impl Verdict {
@@ -42,6 +45,15 @@ impl fmt::Display for Verdict {
         write!(f, "{word}: {} passed, {} failed", self.passed, self.failed)
     }
 }
+
+/// Mark at the start of lines that a failed test printed.
+pub(super) const PRINTED: &str = "  | ";
+
+/// Words by which a kernel begins to tell of a fault of its own.
+const FAULTS: [&str; 4] = ["BUG: ", "Oops: ", "WARNING: ", "Kernel panic"];
+
+/// Lines of the console that belong to such a fault, from the one with these words on: registers and the way there.
+const FAULT_LINES: usize = 40;
 
 /// Times that a kernel is booted which panics before it runs anything of ours. It patches its own code while it comes up,
 /// which an emulated second processor may see too late and take for a fault (`Oops: int3`).
@@ -120,8 +132,14 @@ fn emulate(log: &Path, unpacked: &Unpacked, initramfs: &Path, plan: Plan<'_>) ->
 
 fn judge(console: &str, kernel: &Kernel, plan: Plan<'_>) -> Verdict {
     let expected = kernel.tls;
-    let mut verdict =
-        Verdict { passed: 0, failed: 0, costs: Vec::new(), rows: Vec::new(), problems: Vec::new() };
+    let mut verdict = Verdict {
+        passed: 0,
+        failed: 0,
+        costs: Vec::new(),
+        rows: Vec::new(),
+        problems: Vec::new(),
+        evidence: evidence(console),
+    };
     let (mut planned, mut seen) = (BTreeSet::new(), BTreeSet::new());
     let mut connections = BTreeMap::new();
     let mut capabilities = Vec::new();
@@ -190,6 +208,20 @@ fn judge(console: &str, kernel: &Kernel, plan: Plan<'_>) -> Verdict {
     verdict
 }
 
+/// Lines that failed tests printed, and those of the kernel about faults of its own.
+fn evidence(console: &str) -> Vec<String> {
+    let mut lines_left: usize = 0;
+    let mut belongs = |line: &&str| {
+        if FAULTS.iter().any(|words| line.contains(words)) && !line.starts_with(PRINTED) {
+            lines_left = FAULT_LINES;
+        }
+        let is_of_fault = lines_left > 0;
+        lines_left = lines_left.saturating_sub(1);
+        is_of_fault || line.starts_with(PRINTED)
+    };
+    console.lines().filter(|line| belongs(line)).map(str::to_owned).collect()
+}
+
 /// What the gateway says that the kernel can do.
 fn capabilities_of(lines: &[String]) -> Option<Tls> {
     let first = lines.first()?;
@@ -229,6 +261,16 @@ mod tests {
     fn a_console_without_a_problem_is_good() {
         let verdict = judge(&console(""), OLDEST, PLAN);
         assert!(verdict.is_good(), "{:?}", verdict.problems);
+    }
+
+    #[test]
+    fn what_failed_tests_printed_and_faults_of_the_kernel_are_evidence() {
+        let console = "RESULT 101 r s t 1s\n  | panicked at\nRESULT 0 r s u 1s\n[ 1.0] BUG: unable\n[ 1.0] RIP: 0010\n";
+        let seen = evidence(console);
+        assert_eq!(seen, ["  | panicked at", "[ 1.0] BUG: unable", "[ 1.0] RIP: 0010"]);
+        assert!(evidence("RESULT 0 r s t 1s\n").is_empty());
+        let after = "x\n".repeat(2 * FAULT_LINES);
+        assert_eq!(evidence(&format!("Oops: int3\n{after}")).len(), FAULT_LINES);
     }
 
     #[test]

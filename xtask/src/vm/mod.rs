@@ -119,8 +119,10 @@ fn run(names: &[&str], extent: Extent, choice: Choice<'_>) -> Result<(bool, Vec<
         let start = Instant::now();
         let image = initramfs::write(&directory, kernel, unpacked, &programs, plan)?;
         let verdict = guest::boot(&directory, kernel, unpacked, &image, plan)?;
+        // Evidence is a help with problems and none of its own: kernels warn of this and that.
+        let evidence: &[String] = if verdict.is_good() { &[] } else { &verdict.evidence };
         let problems: String =
-            verdict.problems.iter().map(|line| format!("\n      {line}")).collect();
+            verdict.problems.iter().chain(evidence).map(|line| format!("\n      {line}")).collect();
         eprintln!("    Linux {:<7} {verdict} ({:.0?}){problems}", kernel.name, start.elapsed());
         print_costs(&verdict.costs);
         Ok((verdict.is_good(), verdict.rows))

@@ -1,5 +1,6 @@
 //! What is run in a guest, and the scripts that run it there.
 
+use super::guest::PRINTED;
 use super::kernel::{self, Kernel, Tls};
 
 /// Where the gateway lies.
@@ -266,7 +267,7 @@ pub(super) fn one_test() -> String {
          echo \"RESULT $status $1 $2 $3 $((ended - begun))s\"\n\
          sed -n \"s|^COST |COST $1 |p\" $log\n\
          sed -n -e 's|^.*GROUP |GROUP |p' -e 's|^.*REASON |REASON |p' $log\n\
-         if [ $status != 0 ]; then head -n 100 $log | sed 's/^/  | /'; fi\n\
+         if [ $status != 0 ]; then tail -n 100 $log | sed 's/^/{PRINTED}/'; fi\n\
          rm $log\n"
     )
 }
