@@ -181,22 +181,29 @@ impl Outcome {
                 .map(|cell| (cell, cell.values(figure, direct)))
                 .filter(|(_, values)| values.iter().any(Option::is_some))
                 .collect();
-            let median = |values: &[Option<f64>]| {
-                statistics::median(&values.iter().flatten().copied().collect::<Vec<_>>())
-            };
+            let counted =
+                |values: &[Option<f64>]| -> Vec<f64> { values.iter().flatten().copied().collect() };
+            let median = |values: &[Option<f64>]| statistics::median(&counted(values));
             let medians = all
                 .iter()
                 .map(|(cell, values)| (cell.gateway.clone(), median(values)))
                 .collect::<BTreeMap<_, _>>();
             let ours =
                 all.iter().find(|(cell, _)| cell.role == Role::Ours).map(|(_, values)| values);
-            // Each rival's runs are compared with ours of the same round; the best is the one that ours is worst against.
+            // Each rival's runs are compared with ours of the same round, which met the same noise, but where noise is a
+            // matter of single runs; the best is the one that ours is worst against.
             let sign = if figure.is_gain() { -1.0 } else { 1.0 };
             let rivals = all.iter().filter(|(cell, _)| cell.role == Role::Rival);
             let (best, ratio) = rivals
                 .filter_map(|(cell, theirs)| {
-                    let pairs = ours?.iter().zip(theirs).filter_map(|(a, b)| a.zip(*b));
-                    Some((cell.gateway.clone(), statistics::ratio(pairs)?))
+                    let ours = ours?;
+                    let ratio = if figure.is_tail() {
+                        statistics::ratio_of_medians(&counted(ours), &counted(theirs))
+                    } else {
+                        let pairs = ours.iter().zip(theirs).filter_map(|(a, b)| a.zip(*b));
+                        statistics::ratio(pairs)
+                    };
+                    Some((cell.gateway.clone(), ratio?))
                 })
                 .max_by(|(_, a), (_, b)| (sign * a.value).total_cmp(&(sign * b.value)))
                 .unzip();
@@ -260,6 +267,38 @@ mod tests {
         let added = cell([15.0, 15.0, 35.0], 3).values(Figure::AddedP50, Some(&direct));
         assert_eq!(added, [Some(5.0), None, Some(5.0)]);
         assert_eq!(cell([1.0; 3], 3).values(Figure::AddedP50, None), [None; 3]);
+    }
+
+    #[test]
+    fn tails_are_compared_by_their_medians_with_the_rival_of_the_least() {
+        let cell = |name: &str, role: Role, p99s: [f64; 3]| {
+            let mut cell = Cell::new(name.to_owned(), role);
+            for p99_us in p99s {
+                cell.add(Sample { p99_us, ..Sample::default() }, None).expect("without latencies");
+            }
+            cell
+        };
+        let mut outcome = Outcome {
+            scenario: String::new(),
+            title: String::new(),
+            point: String::new(),
+            unit: String::new(),
+            layout: Layout::OneCore,
+            // One disturbance in ours, and in the others in other rounds.
+            cells: vec![
+                cell("ours", Role::Ours, [900.0, 90.0, 90.0]),
+                cell("good", Role::Rival, [100.0, 100.0, 1_000.0]),
+                cell("unlucky", Role::Rival, [80.0, 200.0, 400.0]),
+            ],
+            rows: Vec::new(),
+            skipped: None,
+            note: None,
+        };
+        outcome.judge(&[Bar { figure: Figure::P99, best: Some(1.0), absolute: None }]);
+        let row = &outcome.rows[0];
+        assert_eq!(row.best.as_deref(), Some("good"));
+        assert_eq!(row.ratio.map(|ratio| ratio.value), Some(0.9));
+        assert_eq!(row.is_met, Some(true));
     }
 
     #[test]

@@ -170,6 +170,12 @@ impl Figure {
     pub fn is_gain(self) -> bool {
         self == Self::Scaling
     }
+
+    /// Whether one disturbance makes what a run shows, which the other gateways of its round were spared.
+    #[must_use]
+    pub fn is_tail(self) -> bool {
+        matches!(self, Self::AddedP99 | Self::P99)
+    }
 }
 
 /// All scenarios, or the named one; of these the points that have `point` in their names.

@@ -27,7 +27,7 @@ pub struct Ratio {
 }
 
 /// The median of what ours is divided by theirs in each pair, of which both met the same noise. Its interval is that of a
-/// percentile bootstrap with a fixed seed: the same runs give the same.
+/// percentile bootstrap with a fixed seed: the same runs give the same. None of nothing.
 #[must_use]
 pub fn ratio(pairs: impl IntoIterator<Item = (f64, f64)>) -> Option<Ratio> {
     let quotients: Vec<f64> = pairs
@@ -38,13 +38,29 @@ pub fn ratio(pairs: impl IntoIterator<Item = (f64, f64)>) -> Option<Ratio> {
     if quotients.is_empty() {
         return None;
     }
+    bootstrap(median(&quotients), |random| median(&random.resample(&quotients)))
+}
+
+/// The median of ours divided by that of theirs, with an interval as [`ratio`] has: for what pairs do not make alike. Of two
+/// runs of which a single disturbance met one, the quotient says only which. None without runs of both.
+#[must_use]
+pub fn ratio_of_medians(ours: &[f64], theirs: &[f64]) -> Option<Ratio> {
+    if ours.is_empty() || median(theirs) <= 0.0 {
+        return None;
+    }
+    bootstrap(median(ours) / median(theirs), |random| {
+        median(&random.resample(ours)) / median(&random.resample(theirs))
+    })
+}
+
+/// `value` with the middle 95 % of what `resampled` returns.
+fn bootstrap(value: f64, mut resampled: impl FnMut(&mut Random) -> f64) -> Option<Ratio> {
     let mut random = Random(0x9E37_79B9_7F4A_7C15);
-    let mut medians: Vec<f64> =
-        (0..RESAMPLES).map(|_| median(&random.resample(&quotients))).collect();
-    medians.sort_by(f64::total_cmp);
-    let low = *medians.get(medians.len() * 25 / 1000)?;
-    let high = *medians.get((medians.len() * 975 / 1000).min(medians.len() - 1))?;
-    Some(Ratio { value: median(&quotients), low, high })
+    let mut values: Vec<f64> = (0..RESAMPLES).map(|_| resampled(&mut random)).collect();
+    values.sort_by(f64::total_cmp);
+    let low = *values.get(values.len() * 25 / 1000)?;
+    let high = *values.get((values.len() * 975 / 1000).min(values.len() - 1))?;
+    Some(Ratio { value, low, high })
 }
 
 /// Xorshift: enough to choose samples.
@@ -85,8 +101,22 @@ mod tests {
     }
 
     #[test]
+    fn disturbances_of_single_runs_leave_medians_alone() {
+        let ours = [1.0, 50.0, 1.0, 1.0, 50.0];
+        let theirs = [70.0, 2.0, 2.0, 70.0, 2.0];
+        let medians = ratio_of_medians(&ours, &theirs).expect("a ratio");
+        assert_eq!(medians.value, 0.5);
+        assert!(medians.low < 0.5 && medians.high > 1.0, "so few runs prove nothing: {medians:?}");
+        // Fewer of theirs, as when some do not count.
+        assert_eq!(ratio_of_medians(&ours, &[2.0]).map(|ratio| ratio.value), Some(0.5));
+    }
+
+    #[test]
     fn nothing_has_no_ratio() {
         assert_eq!(ratio([]), None);
         assert_eq!(ratio([(1.0, 0.0)]), None);
+        assert_eq!(ratio_of_medians(&[], &[1.0]), None);
+        assert_eq!(ratio_of_medians(&[1.0], &[]), None);
+        assert_eq!(ratio_of_medians(&[1.0], &[0.0]), None);
     }
 }

@@ -14,7 +14,8 @@ pub fn page(report: &Report) -> String {
     let mut html = format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>tlsplice benchmark</title>\
          <style>{STYLE}</style></head><body><h1>tlsplice benchmark</h1><p>{}, {}. Up to {} interleaved runs of {} s, twice as many where there is a bar, and shorter ones elsewhere; \
-         medians, with the ratio to the best rival and its 95 % bootstrap interval. Less is better unless a bar says \
+         medians, with the ratio to the best rival and its 95 % bootstrap interval: the median of what a round shows, and of \
+         99th percentiles that of the medians. Less is better unless a bar says \
          otherwise.</p><ul>",
         escape(&report.date),
         escape(&report.machine),
